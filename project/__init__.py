@@ -1,0 +1,3 @@
+"""Zoetrope's settings, processes and wiring."""
+
+from __future__ import annotations

@@ -1,0 +1,64 @@
+"""Read typed values from the environment, or say which variable is wrong.
+
+An unset or empty variable gives the default; without a default it raises
+ImproperlyConfigured naming the variable. A value that cannot be read always raises.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from django.core.exceptions import ImproperlyConfigured
+
+TRUE: Final = frozenset({"1", "true", "yes", "on"})
+FALSE: Final = frozenset({"0", "false", "no", "off"})
+
+
+def text(name: str, default: str | None = None) -> str:
+    value = os.environ.get(name, "").strip()
+    if value:
+        return value
+    if default is None:
+        raise ImproperlyConfigured(f"The environment variable {name} must be set.")
+    return default
+
+
+def integer(name: str, default: int | None = None, *, minimum: int = 0) -> int:
+    value = text(name, None if default is None else str(default))
+    try:
+        number = int(value)
+    except ValueError as error:
+        raise ImproperlyConfigured(
+            f"{name} must be a whole number, not {value!r}."
+        ) from error
+    if number < minimum:
+        raise ImproperlyConfigured(f"{name} must be at least {minimum}, not {number}.")
+    return number
+
+
+def number(
+    name: str, default: float | None = None, *, minimum: float | None = 0.0
+) -> float:
+    value = text(name, None if default is None else str(default))
+    try:
+        result = float(value)
+    except ValueError as error:
+        raise ImproperlyConfigured(f"{name} must be a number, not {value!r}.") from error
+    if minimum is not None and not result >= minimum:
+        raise ImproperlyConfigured(f"{name} must be at least {minimum}, not {value}.")
+    return result
+
+
+def boolean(name: str, default: bool | None = None) -> bool:
+    value = text(name, None if default is None else str(default)).lower()
+    if value in TRUE:
+        return True
+    if value in FALSE:
+        return False
+    raise ImproperlyConfigured(f"{name} must be true or false, not {value!r}.")
+
+
+def words(name: str, default: str = "") -> list[str]:
+    """Return the comma-separated parts, without blanks."""
+    return [part for part in map(str.strip, text(name, default).split(",")) if part]

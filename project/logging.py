@@ -1,0 +1,70 @@
+"""How every process logs: one line per event, JSON unless a person is watching.
+
+Only names, ids and numbers belong in a log; prompts, keys and URLs with a signature do
+not. Values under a name that sounds like a secret are cut out in any case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import structlog
+from structlog.typing import EventDict, WrappedLogger
+
+HIDDEN: Final = ("password", "secret", "token", "authorization", "api_key", "cookie")
+
+
+def hide_secrets(_: WrappedLogger, __: str, event: EventDict) -> Mapping[str, Any]:
+    for name in event:
+        if any(word in name.lower() for word in HIDDEN):
+            event[name] = "[hidden]"
+    return event
+
+
+SHARED: Final[list[Any]] = [
+    structlog.contextvars.merge_contextvars,
+    structlog.stdlib.add_logger_name,
+    structlog.stdlib.add_log_level,
+    structlog.stdlib.ExtraAdder(),
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+    structlog.processors.format_exc_info,
+    hide_secrets,
+]
+STRUCTLOG: Final[dict[str, Any]] = {
+    "processors": [*SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+    "logger_factory": structlog.stdlib.LoggerFactory(),
+    "wrapper_class": structlog.stdlib.BoundLogger,
+    "cache_logger_on_first_use": True,
+}
+
+
+def configuration(*, level: str, as_json: bool) -> dict[str, Any]:
+    renderer: Any = (
+        structlog.processors.JSONRenderer()
+        if as_json
+        else structlog.dev.ConsoleRenderer(colors=False)
+    )
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {
+            "line": {
+                "()": structlog.stdlib.ProcessorFormatter,
+                "foreign_pre_chain": SHARED,
+                "processors": [
+                    structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                    renderer,
+                ],
+            }
+        },
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+        "root": {"handlers": ["stderr"], "level": level},
+        "loggers": {
+            "django.request": {"level": "ERROR"},
+            "axes": {"level": "WARNING"},
+            "botocore": {"level": "WARNING"},
+            "httpx": {"level": "WARNING"},
+            "kombu": {"level": "WARNING"},
+        },
+    }

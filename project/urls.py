@@ -1,0 +1,12 @@
+"""Every path of the web process; the API's own paths are in `jobs.api.urls`."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from django.contrib import admin
+from django.urls import URLPattern, URLResolver, include, path
+
+urlpatterns: list[URLPattern | URLResolver] = [path("admin/", admin.site.urls)]
+if find_spec("jobs.api.urls"):
+    urlpatterns.append(path("", include("jobs.api.urls")))
