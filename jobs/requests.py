@@ -1,0 +1,311 @@
+"""The canonical job request: every option any dialect can express, checked and defaulted.
+
+``JobRequest.build`` is the only way to make one. It fills each absent option from the
+model's entry in the catalogue, so the same values are priced, rendered, sent to a
+provider and shown back; only a random seed is drawn later, when the job is accepted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from inference.catalogue import Feature, PublicModel, models_with
+from inference.contracts import AudioMode, Lora, Quality, ShotType
+from inference.geometry import Size
+from jobs.errors import InvalidRequest, UnsupportedOption
+
+SEED_MAX = 2_147_483_647
+ASPECT_RATIOS = ("16:9", "9:16", "1:1", "4:3", "3:4")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Where a picture comes from: bytes that came with the request, or a URL to fetch."""
+
+    url: str | None = None
+    data: bytes | None = field(default=None, repr=False)
+    #: (width, height) read from the header of ``data``, upright
+    size: tuple[int, int] | None = None
+    #: JPEG, PNG, WEBP or BMP, known for bytes only
+    format: str | None = None
+    has_alpha: bool = False
+
+    def stored(self) -> dict[str, Any]:
+        """Return what the job row keeps: never the bytes."""
+        if self.data is not None:
+            digest = hashlib.sha256(self.data).hexdigest()
+            return {"sha256": digest, "size": list(self.size or ())}
+        return {"url": self.url}
+
+
+@dataclass(frozen=True)
+class Sound:
+    """What the customer wants to hear. ``url`` belongs to mode ``url``."""
+
+    mode: AudioMode = "none"
+    url: str | None = None
+
+
+@dataclass(frozen=True)
+class WebhookTarget:
+    """A per-job address to tell. ``format`` names whose event shape and signature it gets.
+
+    ``test_status`` asks for a rehearsal: nothing is made, one mock event is sent.
+    """
+
+    url: str
+    format: str = "standard"
+    events: tuple[str, ...] = ()
+    test_status: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRequest:
+    """One video, fully specified.
+
+    Length is ``frames`` at ``fps``. ``tier`` sets sharpness; the picture's own shape is
+    kept unless ``size`` (exact) or ``aspect_ratio`` says otherwise, and then the picture
+    is cropped to fill. ``seed`` None is drawn at accept. ``echo`` holds what a dialect
+    must show back in its own words; it changes nothing else.
+    """
+
+    model: str
+    image: Picture
+    frames: int
+    fps: int
+    tier: str
+    last_image: Picture | None = None
+    size: Size | None = None
+    aspect_ratio: str | None = None
+    prompt: str = ""
+    negative_prompt: str = ""
+    seed: int | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    guidance_scale_2: float | None = None
+    flow_shift: float | None = None
+    loras: tuple[Lora, ...] = ()
+    quality: Quality = "quality"
+    shot_type: ShotType = "single"
+    audio: Sound = Sound()
+    watermark: bool = False
+    safety_checker: bool = True
+    prompt_expansion: bool = False
+    effect: str | None = None
+    premium: bool = False
+    priority: int = 0
+    retention_seconds: int | None = None
+    webhook: WebhookTarget | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    echo: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        return self.frames / self.fps
+
+    def replace(self, **changes: Any) -> JobRequest:
+        return dataclasses.replace(self, **changes)
+
+    def stored(self) -> dict[str, Any]:
+        """Return the JSON kept on the job: everything but picture bytes."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values["image"] = self.image.stored()
+        values["last_image"] = self.last_image and self.last_image.stored()
+        values["size"] = self.size and [self.size.width, self.size.height]
+        values["loras"] = [dataclasses.asdict(lora) for lora in self.loras]
+        values["audio"] = dataclasses.asdict(self.audio)
+        values["webhook"] = self.webhook and dataclasses.asdict(self.webhook)
+        values["metadata"] = dict(self.metadata)
+        values["echo"] = dict(self.echo)
+        return values
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 by which a repeated request is recognised."""
+        canonical = json.dumps(self.stored(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @classmethod
+    def load(cls, stored: Mapping[str, Any]) -> JobRequest:
+        """Return the request a job row holds; uploaded pictures come without bytes."""
+        values = dict(stored)
+        for name in ("image", "last_image"):
+            if (kept := values[name]) is not None:
+                size = tuple(kept["size"]) if kept.get("size") else None
+                values[name] = Picture(url=kept.get("url"), size=size)
+        values["size"] = Size(*values["size"]) if values["size"] else None
+        values["loras"] = tuple(Lora(**lora) for lora in values["loras"])
+        values["audio"] = Sound(**values["audio"])
+        if hook := values["webhook"]:
+            values["webhook"] = WebhookTarget(
+                **{**hook, "events": tuple(hook["events"])}
+            )
+        return cls(**values)
+
+    @classmethod
+    def build(
+        cls,
+        model: PublicModel,
+        *,
+        image: Picture,
+        tier: str | None = None,
+        frames: int | None = None,
+        seconds: float | None = None,
+        fps: int | None = None,
+        audio: Sound | None = None,
+        **options: Any,
+    ) -> JobRequest:
+        """Return a request for ``model``; an option given as None counts as absent.
+
+        Raises InvalidRequest or UnsupportedOption naming the canonical field.
+        """
+        given = {name: value for name, value in options.items() if value is not None}
+        fps = _rate(model, fps)
+        request = cls(
+            model=model.name,
+            image=image,
+            fps=fps,
+            frames=_length(model, frames=frames, seconds=seconds, fps=fps),
+            tier=_tier(model, tier),
+            audio=_sound(model, audio),
+            **{**model.defaults, **given},
+        )
+        _check(model, request, given)
+        return request
+
+
+def _rate(model: PublicModel, fps: int | None) -> int:
+    if fps is None or fps == model.fps:
+        return model.fps
+    if model.fps_range is None:
+        raise UnsupportedOption("fps", model.name, models_with(Feature.FPS))
+    low, high = model.fps_range
+    _within("fps", fps, low, high)
+    return fps
+
+
+def _length(
+    model: PublicModel, *, frames: int | None, seconds: float | None, fps: int
+) -> int:
+    if frames is not None and seconds is not None:
+        raise InvalidRequest("seconds", "Give either 'frames' or 'seconds', not both.")
+    if frames is None and seconds is None:
+        return model.frames_default * fps // model.fps
+    name = "frames" if seconds is None else "seconds"
+    if seconds is not None:
+        if not math.isfinite(seconds) or not 0 < seconds < 3600:
+            raise InvalidRequest("seconds", "Must be a positive number of seconds.")
+        if model.seconds_choices and seconds not in model.seconds_choices:
+            choices = ", ".join(map(str, model.seconds_choices))
+            raise InvalidRequest("seconds", f"Must be one of {choices}.")
+        frames = round(seconds * fps)
+        if model.frame_step > 1:
+            # Lengths that a model cannot make exactly go to the nearest one it can.
+            over = (frames - model.frames_min) % model.frame_step
+            frames += model.frame_step - over if over * 2 >= model.frame_step else -over
+            frames = min(max(frames, model.frames_min), model.frames_max)
+    assert frames is not None
+    if model.seconds_range is not None:
+        low, high = (bound * fps for bound in model.seconds_range)
+    else:
+        low, high = model.frames_min, model.frames_max
+    if not low <= frames <= high:
+        span = (
+            f"{low:g} to {high:g} frames"
+            if name == "frames"
+            else f"{low / fps:g} to {high / fps:g} seconds"
+        )
+        raise InvalidRequest(name, f"Model '{model.name}' makes {span}.")
+    if (frames - model.frames_min) % model.frame_step and model.frame_step > 1:
+        kind = "odd" if model.frame_step == 2 else f"{model.frame_step}k + 1"
+        raise InvalidRequest(name, f"The number of frames must be {kind}.")
+    if model.seconds_choices and frames / fps not in model.seconds_choices:
+        choices = ", ".join(str(s * fps) for s in model.seconds_choices)
+        raise InvalidRequest(name, f"Must be one of {choices}.")
+    return frames
+
+
+def _tier(model: PublicModel, tier: str | None) -> str:
+    if tier is None:
+        return model.tier_default
+    if tier not in model.tiers:
+        raise InvalidRequest(
+            "resolution",
+            f"Model '{model.name}' offers {', '.join(model.tiers)}.",
+        )
+    return tier
+
+
+def _sound(model: PublicModel, audio: Sound | None) -> Sound:
+    if audio is None:
+        return Sound(mode=model.audio_default)
+    if audio.mode == "url" and not audio.url:
+        raise InvalidRequest("audio.url", "Required when the audio mode is 'url'.")
+    return audio
+
+
+#: canonical field → feature that allows it, where some models lack it
+_GATED: tuple[tuple[str, Feature], ...] = tuple(
+    (str(feature), feature) for feature in Feature if feature is not Feature.FPS
+)
+
+
+def _check(model: PublicModel, request: JobRequest, given: Mapping[str, Any]) -> None:
+    for name, feature in _GATED:
+        value = given.get(name)
+        neutral = (None, "", (), False, "single", "quality")
+        if value not in neutral and not model.offers(feature):
+            raise UnsupportedOption(name, model.name, models_with(feature))
+    _text("prompt", request.prompt, model.prompt_max)
+    _text("negative_prompt", request.negative_prompt, model.negative_prompt_max)
+    if model.last_image_required and request.last_image is None:
+        raise InvalidRequest("last_image", f"Model '{model.name}' needs a last image.")
+    if request.seed is not None:
+        _within("seed", request.seed, 0, SEED_MAX)
+    _within("steps", request.steps, *model.steps_range)
+    for name in ("guidance_scale", "guidance_scale_2"):
+        _within(name, getattr(request, name), *model.guidance_range)
+    _within("flow_shift", request.flow_shift, *model.flow_shift_range)
+    if len(request.loras) > max(model.loras_max, 0):
+        raise InvalidRequest("loras", f"At most {model.loras_max} LoRAs.")
+    _choice("shot_type", request.shot_type, get_args(ShotType))
+    _choice("quality", request.quality, get_args(Quality))
+    _choice("audio.mode", request.audio.mode, get_args(AudioMode))
+    if request.aspect_ratio is not None:
+        _choice("aspect_ratio", request.aspect_ratio, ASPECT_RATIOS)
+    _within("priority", request.priority, -10, 10)
+    _within("retention_seconds", request.retention_seconds, 60, 365 * 86400)
+    if request.size is not None:
+        _check_size(model, request.size)
+
+
+def _check_size(model: PublicModel, size: Size) -> None:
+    if size.width % 2 or size.height % 2:
+        raise InvalidRequest("size", "Both sides must be even.")
+    # A third more than the largest tier's area: OpenAI's 1024x1792 is a 1080p size.
+    largest = model.size_for(16 / 9, model.tiers[-1]).pixels * 4 // 3
+    if min(size.width, size.height) < 64 or size.pixels > largest:
+        raise InvalidRequest(
+            "size",
+            f"Each side must be at least 64 and the area at most {largest} pixels.",
+        )
+
+
+def _text(name: str, value: str, longest: int) -> None:
+    if len(value) > longest:
+        raise InvalidRequest(name, f"At most {longest} characters, got {len(value)}.")
+
+
+def _within(name: str, value: float | None, low: float, high: float) -> None:
+    if value is not None and not low <= value <= high:
+        raise InvalidRequest(name, f"Must be between {low:g} and {high:g}.")
+
+
+def _choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise InvalidRequest(name, f"Must be one of {', '.join(choices)}.")
