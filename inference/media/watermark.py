@@ -1,0 +1,159 @@
+"""The visible marks: "AI Generated" bottom right, TEST top left.
+
+A mark is drawn once per clip size, as white letters with a dark outline on a dark plate,
+so it reads on white, black and noise alike; each frame then pays only for the pixels
+under the plates. Frames are never kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from inference.contracts import Frame
+
+LABEL = "AI Generated"
+#: The label where the frame is too narrow for one legible line.
+LABEL_STACKED = "AI\nGenerated"
+TEST_LABEL = "TEST"
+
+_LABEL_SHARE = 0.036  # of the short side: 26 px letters at 720p
+_TEST_SHARE = 0.15
+_SMALLEST_PX = 11  # Pillow's own typeface closes up below this
+_PLATE_OPACITY = 150  # of 255; looked at on white, black and noise, 64 px to 4k
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """One plate, ready to blend: ``ink`` is colour times alpha, ``keep`` is 255 - alpha."""
+
+    top: int
+    left: int
+    ink: NDArray[np.uint16]
+    keep: NDArray[np.uint16]
+
+    def burn(self, frame: Frame) -> None:
+        height, width = self.keep.shape[:2]
+        region = frame[self.top : self.top + height, self.left : self.left + width]
+        region[:] = (region * self.keep + self.ink + 127) // 255
+
+
+class Watermark:
+    """The marks for clips of one size.
+
+    ``visible`` burns "AI Generated" into the bottom right corner, ``test`` burns TEST
+    into the top left one. With neither, frames pass through untouched.
+    """
+
+    def __init__(self, width: int, height: int, *, visible: bool, test: bool) -> None:
+        self.width = width
+        self.height = height
+        self._marks: list[_Mark] = []
+        if visible:
+            self._marks.append(self._corner_label())
+        if test:
+            self._marks.append(self._test_label())
+
+    def __bool__(self) -> bool:
+        return bool(self._marks)
+
+    def apply(self, frame: Frame) -> Frame:
+        """Return the marked frame; the frame given is left as it was."""
+        if not self._marks:
+            return frame
+        return self.burn(frame.copy())
+
+    def burn(self, frame: Frame) -> Frame:
+        """Mark ``frame`` itself, which must be writable and nobody else's; return it."""
+        if frame.shape[:2] != (self.height, self.width):
+            raise ValueError(
+                f"frame is {frame.shape[1]}x{frame.shape[0]}, "
+                f"the marks are for {self.width}x{self.height}"
+            )
+        for mark in self._marks:
+            mark.burn(frame)
+        return frame
+
+    def _corner_label(self) -> _Mark:
+        size = max(_SMALLEST_PX, round(min(self.width, self.height) * _LABEL_SHARE))
+        text, size = self._fitting(size)
+        plate = _plate(text, size)
+        margin = min(round(size * 0.6), max(0, self.width - plate.width) // 2)
+        return _mark(
+            plate,
+            left=max(0, self.width - plate.width - margin),
+            top=max(0, self.height - plate.height - margin),
+            frame_size=(self.width, self.height),
+        )
+
+    def _fitting(self, size: int) -> tuple[str, int]:
+        if _plate(LABEL, size).width <= self.width:
+            return LABEL, size
+        while size > 5 and _plate(LABEL_STACKED, size).width > self.width:
+            size -= 1
+        return LABEL_STACKED, size
+
+    def _test_label(self) -> _Mark:
+        size = max(_SMALLEST_PX + 3, round(min(self.width, self.height) * _TEST_SHARE))
+        while size > 5 and _plate(TEST_LABEL, size).width > self.width:
+            size -= 1
+        plate = _plate(TEST_LABEL, size)
+        margin = min(round(size * 0.3), max(0, self.width - plate.width) // 2)
+        return _mark(
+            plate, left=margin, top=margin, frame_size=(self.width, self.height)
+        )
+
+
+def _plate(text: str, size: int) -> Image.Image:
+    """Draw ``text`` at ``size`` px on its plate; RGBA, as large as the plate."""
+    font = ImageFont.load_default(size)
+    stroke = max(1, round(size / 12))
+    probe = ImageDraw.Draw(Image.new("RGBA", (1, 1)))
+    left, top, right, bottom = probe.multiline_textbbox(
+        (0, 0), text, font=font, stroke_width=stroke, align="right", spacing=1
+    )
+    pad_x, pad_y = max(1, round(size * 0.3)), max(1, round(size * 0.2))
+    plate = Image.new(
+        "RGBA",
+        (int(right - left) + 2 * pad_x, int(bottom - top) + 2 * pad_y),
+        (0, 0, 0, 0),
+    )
+    draw = ImageDraw.Draw(plate)
+    draw.rounded_rectangle(
+        (0, 0, plate.width - 1, plate.height - 1),
+        radius=round(size * 0.25),
+        fill=(0, 0, 0, _PLATE_OPACITY),
+    )
+    letters = Image.new("RGBA", plate.size, (0, 0, 0, 0))
+    ImageDraw.Draw(letters).multiline_text(
+        (pad_x - left, pad_y - top),
+        text,
+        font=font,
+        fill=(255, 255, 255, 255),
+        stroke_width=stroke,
+        stroke_fill=(0, 0, 0, 255),
+        align="right",
+        spacing=1,
+    )
+    return Image.alpha_composite(plate, letters)
+
+
+def _mark(
+    plate: Image.Image, *, left: int, top: int, frame_size: tuple[int, int]
+) -> _Mark:
+    width = min(plate.width, frame_size[0] - left)
+    height = min(plate.height, frame_size[1] - top)
+    pixels = np.asarray(plate.crop((0, 0, width, height)), dtype=np.uint16)
+    alpha = pixels[..., 3:]
+    return _Mark(
+        top=top,
+        left=left,
+        ink=pixels[..., :3] * alpha,
+        keep=np.repeat(np.uint16(255) - alpha, 3, axis=2),
+    )
