@@ -45,6 +45,37 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class PictureRules:
+    """What one API demands of a picture beyond our own limits.
+
+    Checked at submit for pictures that came as bytes, at prepare for fetched ones.
+    """
+
+    side_min: int = 1
+    side_max: int = 1_000_000
+    max_bytes: int | None = None
+    alpha_allowed: bool = True
+
+    def broken_by(
+        self, *, width: int, height: int, size_bytes: int, has_alpha: bool
+    ) -> tuple[str, str] | None:
+        """Return the stable code and the public sentence of the first rule broken."""
+        if self.max_bytes is not None and size_bytes > self.max_bytes:
+            megabytes = f"{self.max_bytes / 2**20:g}"
+            return "image_too_large", f"The image may have at most {megabytes} MB."
+        if min(width, height) < self.side_min or max(width, height) > self.side_max:
+            return "image_size_invalid", (
+                f"Each side of the image must be {self.side_min} to {self.side_max} "
+                f"pixels; this one is {width}x{height}."
+            )
+        if has_alpha and not self.alpha_allowed:
+            return "image_alpha_unsupported", (
+                "The image must not have an alpha channel."
+            )
+        return None
+
+
+@dataclass(frozen=True)
 class Sound:
     """What the customer wants to hear. ``url`` belongs to mode ``url``."""
 
@@ -101,6 +132,7 @@ class JobRequest:
     premium: bool = False
     priority: int = 0
     retention_seconds: int | None = None
+    picture_rules: PictureRules | None = None
     webhook: WebhookTarget | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     echo: Mapping[str, Any] = field(default_factory=dict)
@@ -120,6 +152,8 @@ class JobRequest:
         values["size"] = self.size and [self.size.width, self.size.height]
         values["loras"] = [dataclasses.asdict(lora) for lora in self.loras]
         values["audio"] = dataclasses.asdict(self.audio)
+        rules = self.picture_rules
+        values["picture_rules"] = rules and dataclasses.asdict(rules)
         values["webhook"] = self.webhook and dataclasses.asdict(self.webhook)
         values["metadata"] = dict(self.metadata)
         values["echo"] = dict(self.echo)
@@ -141,6 +175,8 @@ class JobRequest:
         values["size"] = Size(*values["size"]) if values["size"] else None
         values["loras"] = tuple(Lora(**lora) for lora in values["loras"])
         values["audio"] = Sound(**values["audio"])
+        if rules := values.get("picture_rules"):
+            values["picture_rules"] = PictureRules(**rules)
         if hook := values["webhook"]:
             values["webhook"] = WebhookTarget(
                 **{**hook, "events": tuple(hook["events"])}
