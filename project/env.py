@@ -44,7 +44,9 @@ def number(
     try:
         result = float(value)
     except ValueError as error:
-        raise ImproperlyConfigured(f"{name} must be a number, not {value!r}.") from error
+        raise ImproperlyConfigured(
+            f"{name} must be a number, not {value!r}."
+        ) from error
     if minimum is not None and not result >= minimum:
         raise ImproperlyConfigured(f"{name} must be at least {minimum}, not {value}.")
     return result

@@ -21,7 +21,9 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 ZOETROPE_HOME = state.home()
 
 # --- Where the services are -----------------------------------------------------------
-EMBEDDED = not env.text("DATABASE_URL", "")  # Postgres from the wheel, secrets made here
+EMBEDDED = not env.text(
+    "DATABASE_URL", ""
+)  # Postgres from the wheel, secrets made here
 _local = state.addresses(ZOETROPE_HOME)
 _made = state.local_secrets(ZOETROPE_HOME) if EMBEDDED else {}
 
@@ -48,7 +50,9 @@ S3_SECRET_KEY = _service("S3_SECRET_KEY", "" if EMBEDDED else None)
 
 # --- Secrets --------------------------------------------------------------------------
 SECRET_KEY = _secret("SECRET_KEY")  # Django: sessions, signatures
-SECRETS_KEY = _secret("SECRETS_KEY")  # Fernet key; encrypts secrets we must use ourselves
+SECRETS_KEY = _secret(
+    "SECRETS_KEY"
+)  # Fernet key; encrypts secrets we must use ourselves
 API_KEY_PEPPER = _secret("API_KEY_PEPPER")  # HMAC key of our own API keys
 METRICS_TOKEN = _secret("METRICS_TOKEN")  # bearer token for /metrics
 
@@ -148,7 +152,7 @@ USE_TZ = True
 DATABASE_POOL = env.integer("DATABASE_POOL", 10)  # connections per process; 0: no pool
 
 
-def _database(url: str) -> dict[str, Any]:
+def database_settings(url: str) -> dict[str, Any]:
     parts = urlsplit(url)
     options: dict[str, Any] = dict(parse_qsl(parts.query))
     host = options.pop("host", unquote(parts.hostname or ""))
@@ -169,7 +173,7 @@ def _database(url: str) -> dict[str, Any]:
     }
 
 
-DATABASES = {"default": _database(DATABASE_URL)}
+DATABASES = {"default": database_settings(DATABASE_URL)}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # --- Admin's door ---------------------------------------------------------------------
@@ -264,7 +268,9 @@ CELERY_TASK_STORE_ERRORS_EVEN_IF_IGNORED = False
 CELERY_TASK_ACKS_LATE = False  # the lease in Postgres decides what runs again
 CELERY_WORKER_DISABLE_PREFETCH = True  # a busy worker hoards no bells
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
-CELERY_TASK_CREATE_MISSING_QUEUES = True  # queues of providers and GPU families are rows
+CELERY_TASK_CREATE_MISSING_QUEUES = (
+    True  # queues of providers and GPU families are rows
+)
 CELERY_TASK_DEFAULT_QUEUE = "media"
 CELERY_TASK_PUBLISH_RETRY_POLICY = {"max_retries": 1, "interval_start": 0.1}
 CELERY_WORKER_SEND_TASK_EVENTS = True  # Flower

@@ -1,0 +1,85 @@
+"""Fixtures for every test: the real services, started only when a test asks for one.
+
+`db` or `transactional_db` (pytest-django's) bring Postgres and Redis, `s3` brings the
+bucket, `photo` a real picture.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from django.conf import settings as django_settings
+from django.db import connections
+
+from tests import services
+
+PHOTOS = Path(__file__).parent / "photos"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    services.claim_home()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        services.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> str:
+    """The address of the run's Postgres server (not of the test database in it)."""
+    url = services.wait_for("postgres")["DATABASE_URL"]
+    from project.settings import database_settings
+
+    own = connections.databases["default"]
+    for name, value in database_settings(url).items():
+        if name != "NAME":
+            own[name] = value
+    return url
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> str:
+    """The run's Redis, also as the broker of the Celery app in this process."""
+    url = services.wait_for("redis")["REDIS_URL"]
+    os.environ["REDIS_URL"] = url
+    django_settings.REDIS_URL = django_settings.CELERY_BROKER_URL = url
+    from project.celery import app
+
+    app.conf.broker_url = app.conf.broker_read_url = app.conf.broker_write_url = url
+    return url
+
+
+@pytest.fixture(scope="session")
+def s3_address() -> dict[str, str]:
+    """The run's S3, with its key; the bucket exists, each process has its own prefix."""
+    address = services.wait_for("s3")
+    os.environ.update(address)
+    for name, value in address.items():
+        setattr(django_settings, name, value)
+    django_settings.S3_PUBLIC_ENDPOINT_URL = address["S3_ENDPOINT_URL"]
+    return address
+
+
+@pytest.fixture
+def s3(s3_address: dict[str, str]) -> Iterator[str]:
+    """The bucket, for a test that stores files; gives the prefix of this process."""
+    yield django_settings.S3_PREFIX
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings(
+    postgres_url: str,
+    redis_url: str,
+    django_db_modify_db_settings_parallel_suffix: None,
+) -> None:
+    """Point Django at the run's Postgres before the test database is made."""
+
+
+@pytest.fixture
+def photo() -> bytes:
+    """A real photo: NASA's portrait of Eileen Collins, 512 x 512 JPEG."""
+    return (PHOTOS / "astronaut.jpg").read_bytes()
