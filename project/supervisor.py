@@ -109,7 +109,8 @@ class Supervisor:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-        assert self._watchdog is not None and self._watchdog.stdin is not None
+        assert self._watchdog is not None
+        assert self._watchdog.stdin is not None
         self._watchdog.stdin.write(b"bye\n")
         self._watchdog.stdin.close()
         self._watchdog.wait()

@@ -7,7 +7,6 @@ bucket, `photo` a real picture.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,7 +48,7 @@ def redis_url() -> str:
     django_settings.REDIS_URL = django_settings.CELERY_BROKER_URL = url
     from project.celery import app
 
-    app.conf.broker_url = app.conf.broker_read_url = app.conf.broker_write_url = url
+    app.conf.update(broker_url=url)
     return url
 
 
@@ -65,9 +64,9 @@ def s3_address() -> dict[str, str]:
 
 
 @pytest.fixture
-def s3(s3_address: dict[str, str]) -> Iterator[str]:
+def s3(s3_address: dict[str, str]) -> str:
     """The bucket, for a test that stores files; gives the prefix of this process."""
-    yield django_settings.S3_PREFIX
+    return django_settings.S3_PREFIX
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ from project import state
 HOME_VARIABLE = "ZOETROPE_TESTS_HOME"
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 60.0
+PROGRAM = [sys.executable, "-m", "project.embedded"]
 
 
 def claim_home() -> None:
@@ -65,8 +66,7 @@ def start() -> int:
         with (home() / "host.log").open("wb") as log:
             folder = str(home() / "services")
             host = subprocess.Popen(
-                [sys.executable, "-m", "project.embedded", folder]
-                + ["--until-pid", str(owner_pid()), "--cheap"],
+                [*PROGRAM, folder, "--until-pid", str(owner_pid()), "--cheap"],
                 cwd=ROOT,
                 env={k: v for k, v in os.environ.items() if not is_address(k)},
                 stdin=subprocess.DEVNULL,
