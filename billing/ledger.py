@@ -1,0 +1,1044 @@
+"""The credit ledger: the only module that moves credits.
+
+Amounts are milli-credits (1 credit = 1000). Every movement names a reference, and the
+database takes each (purpose, reference) of a wallet once, so calling twice is the same
+as calling once. A movement is one transfer whose entries sum to zero.
+
+The wallet row is the lock: every function takes it first, then holds. A caller that
+locks rows of its own does so after `lock_wallet` and before it settles a hold.
+All functions join the caller's transaction, or open one. What is refused with a
+LedgerError leaves the books whole, so the caller's transaction may go on.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, Final, ParamSpec, TypeVar
+from uuid import UUID, uuid4
+
+from django.db import connection, transaction
+from django.db.models import F, Sum
+from django.db.models.functions import Coalesce, Now
+
+from billing.errors import (
+    AlreadySettled,
+    AmountTooLarge,
+    BadRequest,
+    InsufficientCredits,
+    LedgerBroken,
+    ReferenceReused,
+    SpendCapReached,
+    UnknownAccount,
+    UnknownHold,
+    WalletFrozen,
+)
+from billing.models import (
+    Account,
+    CreditGrant,
+    Entry,
+    Hold,
+    Mode,
+    Purchase,
+    Transfer,
+    Wallet,
+)
+
+#: Credits that come back to a grant which has died live at least this long.
+REISSUE_FOR: Final = timedelta(days=7)
+#: What a new test wallet tops itself up to, in milli-credits.
+TEST_REFILL: Final = 1_000_000
+#: Refills burn last, so that given credits are seen to be used.
+REFILL_PRIORITY: Final = 1000
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _in_transaction(function: Callable[P, R]) -> Callable[P, R]:
+    # Not `atomic` alone: inside the caller's transaction that would add a savepoint,
+    # two more statements for each movement.
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        if connection.in_atomic_block:
+            return function(*args, **kwargs)
+        with transaction.atomic():
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+# --- Wallets --------------------------------------------------------------------------
+
+
+@_in_transaction
+def lock_wallet(*, account_id: UUID, mode: str) -> Wallet:
+    """Lock the account's wallet of this mode until the transaction ends.
+
+    It comes before every other lock. A missing wallet is made.
+    """
+    wallets = Wallet.objects.select_for_update(no_key=True)
+    wallet = wallets.filter(account_id=account_id, mode=mode).first()
+    if wallet is None:
+        _make_wallet(account_id, mode)
+        wallet = wallets.get(account_id=account_id, mode=mode)
+    return wallet
+
+
+def _make_wallet(account_id: UUID, mode: str) -> None:
+    if mode not in Mode.values or not Account.objects.filter(pk=account_id).exists():
+        raise UnknownAccount(f"no account {account_id} with a {mode} wallet")
+    refill = TEST_REFILL if mode == Mode.TEST else None
+    Wallet.objects.bulk_create(
+        [Wallet(account_id=account_id, mode=mode, refill_to=refill)],
+        ignore_conflicts=True,
+    )
+
+
+@_in_transaction
+def freeze(*, account_id: UUID, mode: str, frozen: bool = True) -> None:
+    """Refuse new holds in this wallet, or allow them again; open holds still settle."""
+    wallet = lock_wallet(account_id=account_id, mode=mode)
+    Wallet.objects.filter(pk=wallet.pk).update(frozen=frozen)
+
+
+# --- Giving ---------------------------------------------------------------------------
+
+
+@_in_transaction
+def grant(
+    *,
+    account_id: UUID,
+    mode: str,
+    reference: str,
+    amount_millicredits: int,
+    source: str = CreditGrant.Source.PROMOTION,
+    priority: int = 100,
+    expires_at: datetime | None = None,
+    actor: str = "",
+    reason: str = "",
+) -> CreditGrant:
+    """Give credits once per reference; a debt is repaid out of them first."""
+    _require_positive(amount_millicredits)
+    wallet = lock_wallet(account_id=account_id, mode=mode)
+    given = CreditGrant.objects.filter(wallet=wallet, reference=reference).first()
+    if given is not None:
+        if (given.amount, given.source) != (amount_millicredits, source):
+            raise ReferenceReused(f"{reference} already granted {given.amount}")
+        return given
+    return _give(
+        wallet,
+        CreditGrant(
+            wallet=wallet,
+            source=source,
+            reference=reference,
+            amount=amount_millicredits,
+            priority=priority,
+            expires_at=expires_at,
+        ),
+        actor=actor,
+        reason=reason,
+    )
+
+
+def _give(
+    wallet: Wallet, given: CreditGrant, *, actor: str = "", reason: str = ""
+) -> CreditGrant:
+    repaid = min(wallet.debt, given.amount)
+    given.remaining = given.amount - repaid
+    given.repaid = repaid
+    given.save(force_insert=True)
+    goodwill = given.source == CreditGrant.Source.GOODWILL
+    _move(
+        wallet_id=wallet.pk,
+        kind=Transfer.Kind.GRANT,
+        idem=f"grant:{given.reference}",
+        reference=given.reference,
+        entries={
+            Entry.Book.GOODWILL if goodwill else Entry.Book.ISSUED: -given.amount,
+            Entry.Book.DEBT: repaid,
+            Entry.Book.AVAILABLE: given.remaining,
+        },
+        next_expiry_at=given.expires_at if given.remaining else None,
+        actor=actor,
+        reason=reason,
+    )
+    return given
+
+
+@_in_transaction
+def purchase(
+    *,
+    account_id: UUID,
+    mode: str,
+    payment_id: str,
+    amount_millicredits: int,
+    expires_at: datetime | None = None,
+    paid_amount: Decimal | None = None,
+    paid_currency: str = "",
+    actor: str = "",
+    reason: str = "",
+) -> CreditGrant:
+    """Give what a payment bought, once per payment id over all accounts."""
+    wallet = lock_wallet(account_id=account_id, mode=mode)
+    paid = (
+        Purchase.objects.select_related("grant").filter(payment_id=payment_id).first()
+    )
+    if paid is not None and paid.grant.wallet_id != wallet.pk:
+        raise ReferenceReused(f"payment {payment_id} was credited elsewhere")
+    bought = grant(
+        account_id=account_id,
+        mode=mode,
+        reference=f"payment:{payment_id}",
+        amount_millicredits=amount_millicredits,
+        source=CreditGrant.Source.PURCHASE,
+        expires_at=expires_at,
+        actor=actor,
+        reason=reason,
+    )
+    if paid is None:
+        Purchase.objects.create(
+            payment_id=payment_id,
+            grant=bought,
+            paid_amount=paid_amount,
+            paid_currency=paid_currency,
+        )
+    return bought
+
+
+@_in_transaction
+def take_back(
+    *, account_id: UUID, mode: str, payment_id: str, actor: str, reason: str
+) -> None:
+    """Undo a purchase whose money went back (chargeback); twice is once.
+
+    What is left of its grant goes; what was already spent becomes the wallet's debt.
+    """
+    wallet = lock_wallet(account_id=account_id, mode=mode)
+    paid = (
+        Purchase.objects.select_related("grant")
+        .filter(payment_id=payment_id, grant__wallet=wallet)
+        .first()
+    )
+    if paid is None:
+        raise BadRequest("payment_id", "no such purchase of this account")
+    if paid.taken_back_at is not None:
+        return
+    bought = paid.grant
+    # What expired unspent was never of use to the customer, so it is not owed.
+    owed = bought.amount - bought.remaining - bought.written_off
+    CreditGrant.objects.filter(pk=bought.pk).update(
+        remaining=0,
+        written_off=F("written_off") + bought.remaining,
+        voided_at=Now(),
+    )
+    _move(
+        wallet_id=wallet.pk,
+        kind=Transfer.Kind.TAKE_BACK,
+        idem=f"back:{bought.reference}",
+        reference=bought.reference,
+        entries={
+            Entry.Book.AVAILABLE: -bought.remaining,
+            Entry.Book.DEBT: -owed,
+            Entry.Book.ISSUED: bought.remaining + owed,
+        },
+        actor=actor,
+        reason=reason,
+    )
+    Purchase.objects.filter(pk=paid.pk).update(taken_back_at=Now())
+
+
+# --- Holding --------------------------------------------------------------------------
+
+# The clock is read once here and used by every statement of the hold, so that a grant
+# counted as alive cannot die between two of them.
+_LOCK_FOR_HOLD: Final = """
+SELECT w.id, w.available, w.frozen, w.refill_to,
+       coalesce(w.next_expiry_at <= clock_timestamp(), false) AS has_due,
+       clock_timestamp() AS now,
+       a.daily_spend_cap_millicredits AS account_cap,
+       k.daily_spend_cap_millicredits AS key_cap,
+       a.low_balance_threshold_millicredits AS low_mark
+FROM billing_wallet w
+JOIN billing_account a ON a.id = w.account_id
+LEFT JOIN billing_apikey k ON k.id = %(api_key_id)s AND k.account_id = a.id
+WHERE w.account_id = %(account_id)s AND w.mode = %(mode)s
+FOR NO KEY UPDATE OF w
+"""
+
+# A statement of its own after the lock: under READ COMMITTED only a new statement sees
+# what the lock's last owner committed.
+_TAKE: Final = """
+WITH existing AS (
+    SELECT {hold} FROM billing_hold h
+    WHERE h.wallet_id = %(wallet)s AND h.reference = %(reference)s
+), wallet AS (
+    SELECT id FROM billing_wallet
+    WHERE id = %(wallet)s AND available >= %(amount)s AND NOT frozen
+      AND NOT EXISTS (SELECT FROM existing)
+), ordered AS (
+    SELECT id, remaining, row_number() OVER burn AS seq,
+           sum(remaining) OVER burn - remaining AS burnt_before
+    FROM billing_creditgrant
+    WHERE wallet_id = %(wallet)s AND remaining > 0
+      AND (expires_at IS NULL OR expires_at > %(now)s)
+    WINDOW burn AS (ORDER BY priority, expires_at NULLS LAST, id
+                    ROWS UNBOUNDED PRECEDING)
+), taken AS (
+    SELECT ordered.id, seq, least(remaining, %(amount)s - burnt_before)::bigint AS amount
+    FROM ordered, wallet WHERE burnt_before < %(amount)s
+), burnt AS (
+    UPDATE billing_creditgrant g SET remaining = remaining - taken.amount
+    FROM taken WHERE g.id = taken.id
+), h AS (
+    INSERT INTO billing_hold
+        (wallet_id, api_key_id, reference, amount, captured, refunded, state)
+    SELECT id, %(api_key_id)s, %(reference)s, %(amount)s, 0, 0, 'open' FROM wallet
+    RETURNING *
+), slices AS (
+    INSERT INTO billing_holdslice (hold_id, grant_id, seq, amount, returned, reissued)
+    SELECT h.id, taken.id, taken.seq, taken.amount, 0, 0 FROM h, taken
+)
+SELECT true AS made, (SELECT coalesce(sum(amount), 0) FROM taken) AS taken, {hold} FROM h
+UNION ALL
+SELECT false, 0, existing.* FROM existing
+"""
+
+_SPENT_TODAY: Final = """
+SELECT coalesce(sum(h.spent), 0)::bigint,
+       coalesce(sum(h.spent) FILTER (WHERE h.api_key_id = %(api_key_id)s), 0)::bigint,
+       coalesce(bool_or(h.reference = %(reference)s), false)
+FROM (SELECT reference, api_key_id,
+             CASE state WHEN 'open' THEN amount ELSE captured - refunded END AS spent
+      FROM billing_hold
+      WHERE wallet_id = %(wallet)s
+        AND created_at >= date_trunc('day', %(now)s::timestamptz, 'UTC')) h
+"""
+
+_HOLD_FIELDS: Final = tuple(field.attname for field in Hold._meta.concrete_fields)
+_TAKE_SQL: Final = _TAKE.format(hold=", ".join(f"h.{name}" for name in _HOLD_FIELDS))
+
+
+@_in_transaction
+def hold(
+    *,
+    account_id: UUID,
+    mode: str,
+    reference: str,
+    amount_millicredits: int,
+    api_key_id: str | None = None,
+) -> Hold:
+    """Set credits aside under ``reference``; zero is fine and takes the lock too.
+
+    Grants burn by priority, then soonest expiry, then age; what is due to expire does
+    so first and cannot be spent. The daily caps of the account and of the key count
+    what was held today (UTC), less what came back.
+    Raises InsufficientCredits, SpendCapReached, WalletFrozen or ReferenceReused.
+    """
+    if amount_millicredits < 0:
+        raise ValueError(f"cannot hold {amount_millicredits} milli-credits")
+    wallet = _lock_for_hold(account_id, mode, api_key_id)
+    arguments = {
+        "wallet": wallet.id,
+        "now": wallet.now,
+        "api_key_id": api_key_id,
+        "reference": reference,
+        "amount": amount_millicredits,
+    }
+    available = wallet.available
+    if wallet.has_due:
+        available -= _expire_due(wallet.id, wallet.now)
+    if wallet.account_cap is not None or wallet.key_cap is not None:
+        _check_caps(wallet, arguments)
+    if wallet.refill_to is not None and available < amount_millicredits:
+        _refill(wallet, max(wallet.refill_to, amount_millicredits) - available)
+        available = max(wallet.refill_to, amount_millicredits)
+    rows = _rows(_TAKE_SQL, arguments)
+    if not rows:
+        if wallet.frozen:
+            raise WalletFrozen
+        raise InsufficientCredits(
+            required_millicredits=amount_millicredits, available_millicredits=available
+        )
+    made, taken, *values = rows[0]
+    held = Hold.from_db("default", _HOLD_FIELDS, values)
+    if not made:
+        if held.amount != amount_millicredits:
+            raise ReferenceReused(f"{reference} already holds {held.amount}")
+        return held
+    if taken != amount_millicredits:
+        raise LedgerBroken(f"wallet {wallet.id} has fewer granted credits than it says")
+    _move(
+        wallet_id=wallet.id,
+        kind=Transfer.Kind.HOLD,
+        idem=f"hold:{reference}",
+        reference=reference,
+        entries={
+            Entry.Book.AVAILABLE: -amount_millicredits,
+            Entry.Book.HELD: amount_millicredits,
+        },
+    )
+    left = available - amount_millicredits
+    if wallet.low_mark is not None and left < wallet.low_mark <= available:
+        held.crossed_low_balance = True
+    return held
+
+
+@dataclass(frozen=True)
+class _Locked:
+    """What a hold needs to know of the wallet it has just locked."""
+
+    id: int
+    available: int
+    frozen: bool
+    refill_to: int | None
+    has_due: bool
+    now: datetime
+    account_cap: int | None
+    key_cap: int | None
+    low_mark: int | None
+
+
+def _lock_for_hold(account_id: UUID, mode: str, api_key_id: str | None) -> _Locked:
+    arguments = {"account_id": account_id, "mode": mode, "api_key_id": api_key_id}
+    rows = _rows(_LOCK_FOR_HOLD, arguments)
+    if not rows:
+        _make_wallet(account_id, mode)
+        rows = _rows(_LOCK_FOR_HOLD, arguments)
+    return _Locked(*rows[0])
+
+
+def _check_caps(wallet: _Locked, arguments: Mapping[str, Any]) -> None:
+    [(by_account, by_key, is_repeat)] = _rows(_SPENT_TODAY, arguments)
+    if is_repeat:
+        return
+    for owner, cap, spent in (
+        ("account", wallet.account_cap, by_account),
+        ("key", wallet.key_cap, by_key),
+    ):
+        if cap is not None and spent + arguments["amount"] > cap:
+            raise SpendCapReached(
+                owner=owner,
+                cap_millicredits=cap,
+                spent_millicredits=spent,
+                required_millicredits=arguments["amount"],
+            )
+
+
+def _refill(wallet: _Locked, amount: int) -> None:
+    _give(
+        Wallet(id=wallet.id),
+        CreditGrant(
+            wallet_id=wallet.id,
+            source=CreditGrant.Source.REFILL,
+            reference=f"refill:{uuid4()}",
+            amount=amount,
+            priority=REFILL_PRIORITY,
+        ),
+    )
+
+
+# --- Settling -------------------------------------------------------------------------
+
+# Closes the hold (settle) or reopens part of a captured one (refund), and sends `back`
+# milli-credits home: to the slices burnt last first, to their grants where these live,
+# else to new grants. The caller has the wallet's lock.
+_SEND_HOME: Final = """
+WITH h AS (
+    UPDATE billing_hold SET {change}
+    WHERE wallet_id = %(wallet)s AND reference = %(reference)s AND {expected}
+    RETURNING *
+), ordered AS (
+    SELECT s.id, s.grant_id, s.amount - s.returned AS inside,
+           sum(s.amount - s.returned) OVER home - (s.amount - s.returned) AS sent_before
+    FROM billing_holdslice s JOIN h ON h.id = s.hold_id
+    WINDOW home AS (ORDER BY s.seq DESC ROWS UNBOUNDED PRECEDING)
+), sent AS (
+    SELECT o.id, o.grant_id, least(o.inside, %(back)s - o.sent_before)::bigint AS amount,
+           g.priority, g.expires_at,
+           g.voided_at IS NOT NULL OR coalesce(g.expires_at <= clock_timestamp(), false)
+               AS dead
+    FROM ordered o JOIN billing_creditgrant g ON g.id = o.grant_id
+    WHERE o.sent_before < %(back)s AND o.inside > 0
+), slices AS (
+    UPDATE billing_holdslice s
+    SET returned = s.returned + sent.amount,
+        reissued = s.reissued + CASE WHEN sent.dead THEN sent.amount ELSE 0 END
+    FROM sent WHERE s.id = sent.id
+), alive AS (
+    UPDATE billing_creditgrant g SET remaining = g.remaining + sent.amount
+    FROM (SELECT grant_id, sum(amount) AS amount FROM sent WHERE NOT dead
+          GROUP BY grant_id) sent
+    WHERE g.id = sent.grant_id
+), reissued AS (
+    INSERT INTO billing_creditgrant (wallet_id, source, reference, amount, remaining,
+        written_off, repaid, priority, expires_at, reissue_of_id)
+    SELECT %(wallet)s, 'reissue', %(idem)s || ':' || sent.id, amount, amount, 0, 0,
+           priority, clock_timestamp() + %(reissue_for)s, grant_id
+    FROM sent WHERE dead
+    RETURNING expires_at
+)
+SELECT {hold},
+       (SELECT coalesce(sum(amount), 0) FROM sent)::bigint,
+       (SELECT least((SELECT min(expires_at) FROM sent WHERE NOT dead),
+                     (SELECT min(expires_at) FROM reissued)))
+FROM h
+"""
+
+_HOLD_COLUMNS: Final = ", ".join(f"h.{name}" for name in _HOLD_FIELDS)
+_SETTLE_SQL: Final = _SEND_HOME.format(
+    hold=_HOLD_COLUMNS,
+    change="state = %(state)s, captured = %(captured)s, closed_at = clock_timestamp()",
+    expected="state = 'open' AND amount - %(captured)s = %(back)s",
+)
+_REFUND_SQL: Final = _SEND_HOME.format(
+    hold=_HOLD_COLUMNS,
+    change="refunded = %(back)s",
+    expected="state = 'captured' AND refunded = 0 AND captured >= %(back)s",
+)
+
+
+@_in_transaction
+def capture(
+    *, account_id: UUID, mode: str, reference: str, amount_millicredits: int | None = None
+) -> Hold:
+    """Earn what is held under ``reference``, or less; the rest goes back at once.
+
+    Raises UnknownHold, AmountTooLarge, or AlreadySettled when it was released or
+    captured for another amount.
+    """
+    wallet = lock_wallet(account_id=account_id, mode=mode)
+    held = _hold_of(wallet, reference)
+    amount = held.amount if amount_millicredits is None else amount_millicredits
+    if amount < 0:
+        raise ValueError(f"cannot capture {amount} milli-credits")
+    if amount > held.amount:
+        raise AmountTooLarge(f"{reference} holds {held.amount}, not {amount}")
+    return _settle(wallet, held, state=Hold.State.CAPTURED, captured=amount)
+
+
+@_in_transaction
+def release(*, account_id: UUID, mode: str, reference: str) -> Hold:
+    """Give back everything held under ``reference``.
+
+    Raises UnknownHold, or AlreadySettled when it was captured.
+    """
+    wallet = lock_wallet(account_id=account_id, mode=mode)
+    held = _hold_of(wallet, reference)
+    return _settle(wallet, held, state=Hold.State.RELEASED, captured=0)
+
+
+def _settle(wallet: Wallet, held: Hold, *, state: Hold.State, captured: int) -> Hold:
+    if held.state != Hold.State.OPEN:
+        if (held.state, held.captured) == (state, captured):
+            return held
+        raise AlreadySettled(f"{held.reference} is {held.state} ({held.captured})")
+    settled, next_expiry_at = _send_home(
+        _SETTLE_SQL,
+        wallet=wallet,
+        held=held,
+        idem=f"fin:{held.reference}",
+        back=held.amount - captured,
+        state=state,
+        captured=captured,
+    )
+    is_capture = state == Hold.State.CAPTURED
+    _move(
+        wallet_id=wallet.pk,
+        kind=Transfer.Kind.CAPTURE if is_capture else Transfer.Kind.RELEASE,
+        idem=f"fin:{held.reference}",
+        reference=held.reference,
+        entries={
+            Entry.Book.HELD: -held.amount,
+            Entry.Book.REVENUE: captured,
+            Entry.Book.AVAILABLE: held.amount - captured,
+        },
+        next_expiry_at=next_expiry_at,
+    )
+    return settled
+
+
+@_in_transaction
+def refund(
+    *,
+    account_id: UUID,
+    mode: str,
+    reference: str,
+    amount_millicredits: int,
+    actor: str,
+    reason: str,
+) -> Hold:
+    """Give back a captured charge, whole or in part, once per reference.
+
+    Raises UnknownHold, AlreadySettled when it is not captured or was refunded another
+    amount, AmountTooLarge when more is asked than was captured.
+    """
+    _require_positive(amount_millicredits)
+    wallet = lock_wallet(account_id=account_id, mode=mode)
+    held = _hold_of(wallet, reference)
+    if held.state != Hold.State.CAPTURED:
+        raise AlreadySettled(f"{reference} is {held.state}, not captured")
+    if held.refunded:
+        if held.refunded == amount_millicredits:
+            return held
+        raise AlreadySettled(f"{reference} was refunded {held.refunded} before")
+    if amount_millicredits > held.captured:
+        raise AmountTooLarge(
+            f"{reference} captured {held.captured}, not {amount_millicredits}"
+        )
+    refunded, next_expiry_at = _send_home(
+        _REFUND_SQL,
+        wallet=wallet,
+        held=held,
+        idem=f"refund:{reference}",
+        back=amount_millicredits,
+    )
+    _move(
+        wallet_id=wallet.pk,
+        kind=Transfer.Kind.REFUND,
+        idem=f"refund:{reference}",
+        reference=reference,
+        entries={
+            Entry.Book.REVENUE: -amount_millicredits,
+            Entry.Book.AVAILABLE: amount_millicredits,
+        },
+        next_expiry_at=next_expiry_at,
+        reverses_idem=f"fin:{reference}",
+        actor=actor,
+        reason=reason,
+    )
+    return refunded
+
+
+def _send_home(
+    sql: str, *, wallet: Wallet, held: Hold, idem: str, back: int, **more: object
+) -> tuple[Hold, datetime | None]:
+    rows = _rows(
+        sql,
+        {
+            "wallet": wallet.pk,
+            "reference": held.reference,
+            "idem": idem,
+            "back": back,
+            "reissue_for": REISSUE_FOR,
+            **more,
+        },
+    )
+    if not rows:
+        raise LedgerBroken(f"{held.reference} changed without its wallet's lock")
+    *values, sent, next_expiry_at = rows[0]
+    if sent != back:
+        raise LedgerBroken(f"{held.reference} has {sent} in its slices, not {back}")
+    return Hold.from_db("default", _HOLD_FIELDS, values), next_expiry_at
+
+
+# --- Expiring -------------------------------------------------------------------------
+
+
+@_in_transaction
+def expire_due(*, limit: int = 100) -> int:
+    """Expire due grants of up to ``limit`` wallets; return the milli-credits that died.
+
+    Wallets somebody else has locked are left for the next round.
+    """
+    due = (
+        Wallet.objects.select_for_update(no_key=True, skip_locked=True)
+        .filter(next_expiry_at__lte=Now())
+        .order_by("pk")[:limit]
+    )
+    # One clock for all: the database's, as everywhere in the ledger.
+    now = _clock()
+    return sum(_expire_due(wallet.pk, now) for wallet in due)
+
+
+def _expire_due(wallet_id: int, now: datetime) -> int:
+    dying = CreditGrant.objects.filter(wallet=wallet_id, remaining__gt=0)
+    died = 0
+    for grant_ in dying.filter(expires_at__lte=now).order_by("pk"):
+        CreditGrant.objects.filter(pk=grant_.pk).update(
+            remaining=0, written_off=F("written_off") + grant_.remaining
+        )
+        # Nothing returns to a grant that is due, so one expiry each is enough; a second
+        # would break the unique idem and fail loudly.
+        _move(
+            wallet_id=wallet_id,
+            kind=Transfer.Kind.EXPIRE,
+            idem=f"expire:{grant_.pk}",
+            reference=grant_.reference,
+            entries={
+                Entry.Book.AVAILABLE: -grant_.remaining,
+                Entry.Book.EXPIRED: grant_.remaining,
+            },
+        )
+        died += grant_.remaining
+    upcoming = (
+        dying.filter(expires_at__isnull=False)
+        .order_by("expires_at")
+        .values_list("expires_at", flat=True)
+        .first()
+    )
+    Wallet.objects.filter(pk=wallet_id).update(next_expiry_at=upcoming)
+    return died
+
+
+# --- Moving ---------------------------------------------------------------------------
+
+_MOVE: Final = """
+WITH w AS (
+    UPDATE billing_wallet
+    SET available = available + %(available)s, held = held + %(held)s,
+        debt = debt - %(debt)s,
+        next_expiry_at = least(next_expiry_at, %(next_expiry_at)s::timestamptz)
+    WHERE id = %(wallet)s AND available + %(available)s >= 0
+    RETURNING available, held
+), t AS (
+    INSERT INTO billing_transfer (wallet_id, kind, reference, idem, reverses_id, actor,
+                                  reason, available_after, held_after, created_at)
+    SELECT %(wallet)s, %(kind)s, %(reference)s, %(idem)s,
+           (SELECT id FROM billing_transfer
+            WHERE wallet_id = %(wallet)s AND idem = %(reverses)s),
+           %(actor)s, %(reason)s, w.available, w.held, clock_timestamp()
+    FROM w RETURNING id
+), e AS (
+    INSERT INTO billing_entry (transfer_id, book, amount)
+    SELECT t.id, leg.book, leg.amount
+    FROM t, unnest(%(books)s::varchar[], %(amounts)s::bigint[]) AS leg (book, amount)
+)
+SELECT id FROM t
+"""
+
+
+def _move(
+    *,
+    wallet_id: int,
+    kind: str,
+    idem: str,
+    reference: str,
+    entries: Mapping[Entry.Book, int],
+    next_expiry_at: datetime | None = None,
+    reverses_idem: str = "",
+    actor: str = "",
+    reason: str = "",
+) -> None:
+    """Write one transfer and change the wallet to match; the wallet is locked."""
+    legs = {book.value: amount for book, amount in entries.items() if amount}
+    rows = _rows(
+        _MOVE,
+        {
+            "wallet": wallet_id,
+            "kind": kind,
+            "idem": idem,
+            "reference": reference,
+            "reverses": reverses_idem,
+            "actor": actor,
+            "reason": reason,
+            "next_expiry_at": next_expiry_at,
+            "available": legs.get("available", 0),
+            "held": legs.get("held", 0),
+            "debt": legs.get("debt", 0),
+            "books": list(legs),
+            "amounts": list(legs.values()),
+        },
+    )
+    if not rows:
+        raise LedgerBroken(f"wallet {wallet_id} cannot cover {kind} {reference}")
+
+
+# --- Reading --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Balance:
+    """What a wallet has now; credits due to expire no longer count as available."""
+
+    available_millicredits: int
+    held_millicredits: int
+    debt_millicredits: int
+    frozen: bool
+    #: (milli-credits, expires_at) of the grant that dies first, if any does.
+    next_expiry: tuple[int, datetime] | None
+
+
+def balance(*, account_id: UUID, mode: str) -> Balance:
+    wallet = Wallet.objects.filter(account_id=account_id, mode=mode).first()
+    if wallet is None:
+        return Balance(0, 0, 0, frozen=False, next_expiry=None)
+    if wallet.next_expiry_at is None:
+        return _balance(wallet, 0, None)
+    now = _clock()
+    alive = CreditGrant.objects.filter(wallet=wallet, remaining__gt=0)
+    due: int = alive.filter(expires_at__lte=now).aggregate(
+        total=Coalesce(Sum("remaining"), 0)
+    )["total"]
+    first = alive.filter(expires_at__gt=now).order_by("expires_at").first()
+    if first is None or first.expires_at is None:
+        return _balance(wallet, due, None)
+    return _balance(wallet, due, (first.remaining, first.expires_at))
+
+
+def _balance(
+    wallet: Wallet, due: int, next_expiry: tuple[int, datetime] | None
+) -> Balance:
+    return Balance(
+        available_millicredits=wallet.available - due,
+        held_millicredits=wallet.held,
+        debt_millicredits=wallet.debt,
+        frozen=wallet.frozen,
+        next_expiry=next_expiry,
+    )
+
+
+@dataclass(frozen=True)
+class Movement:
+    """One line of a statement; amounts are changes, ``*_after`` balances."""
+
+    id: int
+    kind: str
+    reference: str
+    available_millicredits: int
+    held_millicredits: int
+    available_after_millicredits: int
+    held_after_millicredits: int
+    actor: str
+    reason: str
+    created_at: datetime
+    entries: tuple[tuple[str, int], ...]
+
+
+def statement(
+    *, account_id: UUID, mode: str, before: int | None = None, limit: int = 50
+) -> list[Movement]:
+    """Return up to ``limit`` movements, newest first, older than transfer ``before``."""
+    transfers = Transfer.objects.filter(
+        wallet__account_id=account_id, wallet__mode=mode
+    )
+    if before is not None:
+        transfers = transfers.filter(pk__lt=before)
+    newest = transfers.prefetch_related("entries").order_by("-pk")[:limit]
+    return [_movement(transfer) for transfer in newest]
+
+
+def movements_of(*, account_id: UUID, mode: str, reference: str) -> list[Movement]:
+    """Return everything that was moved under one reference, oldest first."""
+    transfers = Transfer.objects.filter(
+        wallet__account_id=account_id, wallet__mode=mode, reference=reference
+    )
+    return [
+        _movement(transfer)
+        for transfer in transfers.prefetch_related("entries").order_by("pk")
+    ]
+
+
+def _movement(transfer: Transfer) -> Movement:
+    entries = tuple(
+        (entry.book, entry.amount)
+        for entry in sorted(transfer.entries.all(), key=lambda entry: entry.pk)
+    )
+    by_book = dict(entries)
+    return Movement(
+        id=transfer.pk,
+        kind=transfer.kind,
+        reference=transfer.reference,
+        available_millicredits=by_book.get("available", 0),
+        held_millicredits=by_book.get("held", 0),
+        available_after_millicredits=transfer.available_after,
+        held_after_millicredits=transfer.held_after,
+        actor=transfer.actor,
+        reason=transfer.reason,
+        created_at=transfer.created_at,
+        entries=entries,
+    )
+
+
+def find_hold(*, account_id: UUID, mode: str, reference: str) -> Hold | None:
+    """Return the hold of this wallet under ``reference``; never another tenant's."""
+    return Hold.objects.filter(
+        wallet__account_id=account_id, wallet__mode=mode, reference=reference
+    ).first()
+
+
+def _hold_of(wallet: Wallet, reference: str) -> Hold:
+    held = Hold.objects.filter(wallet=wallet, reference=reference).first()
+    if held is None:
+        raise UnknownHold(f"nothing is held under {reference}")
+    return held
+
+
+# --- Checking -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """Two figures that must be equal and are not."""
+
+    wallet_id: int
+    what: str
+    expected: int
+    found: int
+
+    def __str__(self) -> str:
+        return (
+            f"wallet {self.wallet_id}: {self.what}: "
+            f"expected {self.expected}, found {self.found}"
+        )
+
+
+_OF_WALLETS: Final = "(%(wallets)s::bigint[] IS NULL OR {} = ANY (%(wallets)s))"
+
+# Each query returns (wallet, expected, found) for what does not add up. "Expected" is
+# what the append-only entries say, or for a hold what its slices say.
+_CHECKS: Final = {
+    "a transfer's entries sum to zero": """
+        SELECT t.wallet_id, 0, sum(e.amount)
+        FROM billing_transfer t JOIN billing_entry e ON e.transfer_id = t.id
+        WHERE {t.wallet_id} GROUP BY t.id HAVING sum(e.amount) <> 0""",
+    "available equals the sum of its entries": """
+        SELECT w.id, coalesce(b.total, 0), w.available FROM billing_wallet w
+        LEFT JOIN (SELECT t.wallet_id, sum(e.amount) AS total FROM billing_entry e
+                   JOIN billing_transfer t ON t.id = e.transfer_id
+                   WHERE e.book = 'available' AND {t.wallet_id} GROUP BY 1) b
+               ON b.wallet_id = w.id
+        WHERE {w.id} AND w.available <> coalesce(b.total, 0)""",
+    "held equals the sum of its entries": """
+        SELECT w.id, coalesce(b.total, 0), w.held FROM billing_wallet w
+        LEFT JOIN (SELECT t.wallet_id, sum(e.amount) AS total FROM billing_entry e
+                   JOIN billing_transfer t ON t.id = e.transfer_id
+                   WHERE e.book = 'held' AND {t.wallet_id} GROUP BY 1) b
+               ON b.wallet_id = w.id
+        WHERE {w.id} AND w.held <> coalesce(b.total, 0)""",
+    "debt equals the sum of its entries": """
+        SELECT w.id, -coalesce(b.total, 0), w.debt FROM billing_wallet w
+        LEFT JOIN (SELECT t.wallet_id, sum(e.amount) AS total FROM billing_entry e
+                   JOIN billing_transfer t ON t.id = e.transfer_id
+                   WHERE e.book = 'debt' AND {t.wallet_id} GROUP BY 1) b
+               ON b.wallet_id = w.id
+        WHERE {w.id} AND w.debt <> -coalesce(b.total, 0)""",
+    "available equals what is left of the grants": """
+        SELECT w.id, coalesce(g.total, 0), w.available FROM billing_wallet w
+        LEFT JOIN (SELECT wallet_id, sum(remaining) AS total FROM billing_creditgrant
+                   WHERE {wallet_id} GROUP BY 1) g ON g.wallet_id = w.id
+        WHERE {w.id} AND w.available <> coalesce(g.total, 0)""",
+    "held equals the open holds": """
+        SELECT w.id, coalesce(h.total, 0), w.held FROM billing_wallet w
+        LEFT JOIN (SELECT wallet_id, sum(amount) AS total FROM billing_hold
+                   WHERE state = 'open' AND {wallet_id} GROUP BY 1) h
+               ON h.wallet_id = w.id
+        WHERE {w.id} AND w.held <> coalesce(h.total, 0)""",
+    "a hold equals its slices": """
+        SELECT h.wallet_id, coalesce(sum(s.amount), 0), h.amount FROM billing_hold h
+        LEFT JOIN billing_holdslice s ON s.hold_id = h.id
+        WHERE {h.wallet_id} GROUP BY h.id
+        HAVING h.amount <> coalesce(sum(s.amount), 0)""",
+    "what a hold kept equals what its slices kept": """
+        SELECT h.wallet_id, coalesce(sum(s.amount - s.returned), 0),
+               CASE h.state WHEN 'open' THEN h.amount ELSE h.captured - h.refunded END
+        FROM billing_hold h LEFT JOIN billing_holdslice s ON s.hold_id = h.id
+        WHERE {h.wallet_id} GROUP BY h.id
+        HAVING coalesce(sum(s.amount - s.returned), 0) <>
+               CASE h.state WHEN 'open' THEN h.amount ELSE h.captured - h.refunded END
+        """,
+    "a grant's remainder equals its amount less its slices": """
+        SELECT g.wallet_id,
+               g.amount - g.written_off - g.repaid - coalesce(sum(s.kept), 0),
+               g.remaining
+        FROM billing_creditgrant g
+        LEFT JOIN (SELECT grant_id, amount - (returned - reissued) AS kept
+                   FROM billing_holdslice) s ON s.grant_id = g.id
+        WHERE {g.wallet_id} GROUP BY g.id
+        HAVING g.remaining <>
+               g.amount - g.written_off - g.repaid - coalesce(sum(s.kept), 0)""",
+    "a dead grant's reissues equal what its slices sent": """
+        SELECT g.wallet_id, coalesce(s.total, 0), coalesce(r.total, 0)
+        FROM billing_creditgrant g
+        LEFT JOIN (SELECT grant_id, sum(reissued) AS total FROM billing_holdslice
+                   GROUP BY 1) s ON s.grant_id = g.id
+        LEFT JOIN (SELECT reissue_of_id, sum(amount) AS total FROM billing_creditgrant
+                   GROUP BY 1) r ON r.reissue_of_id = g.id
+        WHERE {g.wallet_id} AND coalesce(s.total, 0) <> coalesce(r.total, 0)""",
+    "revenue equals what the holds captured and kept": """
+        SELECT w.id, coalesce(b.total, 0), coalesce(h.total, 0) FROM billing_wallet w
+        LEFT JOIN (SELECT t.wallet_id, sum(e.amount) AS total FROM billing_entry e
+                   JOIN billing_transfer t ON t.id = e.transfer_id
+                   WHERE e.book = 'revenue' AND {t.wallet_id} GROUP BY 1) b
+               ON b.wallet_id = w.id
+        LEFT JOIN (SELECT wallet_id, sum(captured - refunded) AS total
+                   FROM billing_hold WHERE {wallet_id} GROUP BY 1) h
+               ON h.wallet_id = w.id
+        WHERE {w.id} AND coalesce(b.total, 0) <> coalesce(h.total, 0)""",
+    "a settled hold was settled by one movement, its own": """
+        SELECT h.wallet_id, 1, count(t.id) FROM billing_hold h
+        LEFT JOIN billing_transfer t ON t.wallet_id = h.wallet_id
+              AND t.idem = 'fin:' || h.reference
+              AND t.kind = CASE h.state WHEN 'captured' THEN 'capture'
+                                        ELSE 'release' END
+        WHERE h.state <> 'open' AND {h.wallet_id}
+        GROUP BY h.id HAVING count(t.id) <> 1""",
+    "a balance on a statement equals the sum so far": """
+        SELECT wallet_id, running, available_after FROM (
+            SELECT t.id, t.wallet_id, t.available_after,
+                   sum(coalesce(e.moved, 0)) OVER (PARTITION BY t.wallet_id
+                       ORDER BY t.id) AS running
+            FROM billing_transfer t
+            LEFT JOIN (SELECT transfer_id, sum(amount) AS moved FROM billing_entry
+                       WHERE book = 'available' GROUP BY 1) e ON e.transfer_id = t.id
+            WHERE {t.wallet_id}) line
+        WHERE running <> available_after""",
+    "a wallet knows of its next expiry": """
+        SELECT w.id, 1, 0 FROM billing_wallet w
+        WHERE {w.id} AND EXISTS (
+            SELECT FROM billing_creditgrant g
+            WHERE g.wallet_id = w.id AND g.remaining > 0
+              AND g.expires_at < coalesce(w.next_expiry_at, 'infinity'))""",
+}
+
+
+def check(*, account_id: UUID | None = None) -> list[Mismatch]:
+    """Recompute every figure of the books from its parts; return what disagrees.
+
+    Reads one snapshot, so it may run beside live traffic; inside a transaction of the
+    caller's it sees what that sees.
+    """
+    if connection.in_atomic_block:
+        return _check(account_id)
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        return _check(account_id)
+
+
+def _check(account_id: UUID | None) -> list[Mismatch]:
+    wallets = None
+    if account_id is not None:
+        of_account = Wallet.objects.filter(account_id=account_id)
+        wallets = list(of_account.values_list("pk", flat=True))
+    found = []
+    for what, sql in _CHECKS.items():
+        for column in ("t.wallet_id", "h.wallet_id", "g.wallet_id", "w.id", "wallet_id"):
+            sql = sql.replace(f"{{{column}}}", _OF_WALLETS.format(column))  # noqa: PLW2901
+        found += [
+            Mismatch(int(wallet), what, int(expected), int(actual))
+            for wallet, expected, actual in _rows(sql, {"wallets": wallets})
+        ]
+    return found
+
+
+# --- The database ---------------------------------------------------------------------
+
+
+def _rows(sql: str, arguments: Mapping[str, Any]) -> Sequence[tuple[Any, ...]]:
+    with connection.cursor() as cursor:
+        cursor.execute(sql, arguments)
+        return cursor.fetchall()
+
+
+def _clock() -> datetime:
+    now: datetime
+    [(now,)] = _rows("SELECT clock_timestamp()", {})
+    return now
+
+
+def _require_positive(amount_millicredits: int) -> None:
+    if amount_millicredits <= 0:
+        raise ValueError(f"{amount_millicredits} milli-credits is not a gift")
