@@ -54,23 +54,29 @@ class PictureRules:
     side_min: int = 1
     side_max: int = 1_000_000
     max_bytes: int | None = None
-    alpha_allowed: bool = True
+    #: JPEG, PNG, WEBP, BMP; empty for all we read
+    formats: tuple[str, ...] = ()
+    #: formats that may not have an alpha channel
+    opaque_formats: tuple[str, ...] = ()
 
     def broken_by(
-        self, *, width: int, height: int, size_bytes: int, has_alpha: bool
+        self, *, width: int, height: int, size_bytes: int, format: str, has_alpha: bool
     ) -> tuple[str, str] | None:
         """Return the stable code and the public sentence of the first rule broken."""
         if self.max_bytes is not None and size_bytes > self.max_bytes:
             megabytes = f"{self.max_bytes / 2**20:g}"
             return "image_too_large", f"The image may have at most {megabytes} MB."
+        if self.formats and format not in self.formats:
+            known = ", ".join(self.formats)
+            return "image_format_unsupported", f"The image must be one of {known}."
         if min(width, height) < self.side_min or max(width, height) > self.side_max:
             return "image_size_invalid", (
                 f"Each side of the image must be {self.side_min} to {self.side_max} "
                 f"pixels; this one is {width}x{height}."
             )
-        if has_alpha and not self.alpha_allowed:
+        if has_alpha and format in self.opaque_formats:
             return "image_alpha_unsupported", (
-                "The image must not have an alpha channel."
+                f"A {format} image must not have an alpha channel."
             )
         return None
 
@@ -176,7 +182,8 @@ class JobRequest:
         values["loras"] = tuple(Lora(**lora) for lora in values["loras"])
         values["audio"] = Sound(**values["audio"])
         if rules := values.get("picture_rules"):
-            values["picture_rules"] = PictureRules(**rules)
+            lists = {n: tuple(rules[n]) for n in ("formats", "opaque_formats")}
+            values["picture_rules"] = PictureRules(**{**rules, **lists})
         if hook := values["webhook"]:
             values["webhook"] = WebhookTarget(
                 **{**hook, "events": tuple(hook["events"])}

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from jobs import pictures
 from jobs.dialects.base import Field
 from jobs.errors import InvalidRequest, MalformedBody
+from jobs.requests import SEED_MAX
 
 if TYPE_CHECKING:
     from jobs.requests import Picture
@@ -52,6 +53,8 @@ class Reader(Generic[T]):
     convert: Convert[T]
     default: T | None = None
     blank_is_absent: bool = False
+    #: further values that mean "not given", such as a seed of -1
+    absent_values: tuple[Any, ...] = ()
 
     @property
     def name(self) -> str:
@@ -63,19 +66,27 @@ class Reader(Generic[T]):
 
     def find(self, body: Body) -> T | None:
         """Return the value, the default when absent, or None when there is none."""
-        value = lookup(body, self.name)
-        if value is None or (self.blank_is_absent and _is_blank(value)):
+        if not self.is_given(body):
             if self.row.required:
-                raise InvalidRequest(self.name, "This field is required.")
+                raise missing(self.name)
             return self.default
-        return self.convert(self.name, value)
+        value = self.convert(self.name, lookup(body, self.name))
+        return self.default if value in self.absent_values else value
 
     def take(self, body: Body) -> T:
         """Return the value or the default; an absent field without one is refused."""
         value = self.find(body)
         if value is None:
-            raise InvalidRequest(self.name, "This field is required.")
+            raise missing(self.name)
         return value
+
+
+#: the code of a refusal because a required field is absent
+MISSING = "missing_field"
+
+
+def missing(name: str) -> InvalidRequest:
+    return InvalidRequest(name, "This field is required.", code=MISSING)
 
 
 def object_of(body: object) -> dict[str, Any]:
@@ -183,6 +194,30 @@ def integer(
     said = rule or _listed(choices) or _span(low, high) + (", odd" if odd else "")
     row = _row(name, "integer", said, default, required, meaning, canonical)
     return Reader(row, convert, default, blank_is_absent)
+
+
+def seed(
+    name: str,
+    *,
+    high: int = 2**63 - 1,
+    random: int | None = None,
+    rule: str = "",
+    meaning: str = "",
+) -> Reader[int]:
+    """Return a reader of a seed; ``random`` is the value that asks for any.
+
+    Seeds over our own range are folded into it, so the same one still gives the same video.
+    """
+    wide = integer(name, low=0 if random is None else min(0, random), high=high)
+
+    def convert(field: str, value: Any) -> int:
+        given = wide.convert(field, value)
+        return given if given == random else given % (SEED_MAX + 1)
+
+    row = _row(name, "integer", rule or wide.row.rule, None, False, meaning, "seed")
+    row = dataclasses.replace(row, default="random")
+    absent = () if random is None else (random,)
+    return Reader(row, convert, absent_values=absent)
 
 
 def number(
