@@ -214,7 +214,10 @@ def seed(
         given = wide.convert(field, value)
         return given if given == random else given % (SEED_MAX + 1)
 
-    row = _row(name, "integer", rule or wide.row.rule, None, False, meaning, "seed")
+    said = rule or wide.row.rule
+    row = _row(
+        name, "integer", said, None, required=False, meaning=meaning, canonical="seed"
+    )
     row = dataclasses.replace(row, default="random")
     absent = () if random is None else (random,)
     return Reader(row, convert, absent_values=absent)
