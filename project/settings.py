@@ -60,8 +60,10 @@ METRICS_TOKEN = _secret("METRICS_TOKEN")  # bearer token for /metrics
 PORT = env.integer("PORT", 8000, minimum=1)
 WEB_HOST = env.text("WEB_HOST", "127.0.0.1")
 WEB_WORKERS = env.integer("WEB_WORKERS", min(os.cpu_count() or 1, 4), minimum=1)
-PUBLIC_URL = _service("PUBLIC_URL", f"http://127.0.0.1:{PORT}").rstrip("/")
+GIVEN_PUBLIC_URL = env.text("PUBLIC_URL", "").rstrip("/")
+PUBLIC_URL = GIVEN_PUBLIC_URL or _local.get("PUBLIC_URL", f"http://127.0.0.1:{PORT}")
 HTTPS = PUBLIC_URL.startswith("https://")
+FLOWER_HOST = env.text("FLOWER_HOST", "127.0.0.1")
 FLOWER_PORT = env.integer("FLOWER_PORT", 5555, minimum=1)
 FLOWER_USER = env.text("FLOWER_USER", "zoetrope")
 FLOWER_PASSWORD = _secret("FLOWER_PASSWORD")
@@ -240,6 +242,15 @@ SIGNED_URL_SECONDS = env.integer("SIGNED_URL_SECONDS", 3600, minimum=1)
 IDEMPOTENCY_SECONDS = env.integer("IDEMPOTENCY_SECONDS", 86_400, minimum=1)
 IDEMPOTENCY_LOCK_MS = env.integer("IDEMPOTENCY_LOCK_MS", 2000, minimum=1)
 RUNNING_CANCELS_PER_DAY = env.integer("RUNNING_CANCELS_PER_DAY", 20)
+STOP_SECONDS = env.number("STOP_SECONDS", 30.0)  # to drain; then killed, lease runs out
+MEDIA_THREADS = env.integer("MEDIA_THREADS", 2, minimum=1)  # tasks at once per worker
+CPU_THREADS = env.integer("CPU_THREADS", 1, minimum=1)
+CPU_TEST_THREADS = env.integer("CPU_TEST_THREADS", 1, minimum=1)
+PROVIDER_THREADS = env.integer("PROVIDER_THREADS", 4, minimum=1)
+WEBHOOK_THREADS = env.integer("WEBHOOK_THREADS", 8, minimum=1)
+PROVIDERS = env.words(
+    "PROVIDERS", "magicoal,aimlapi,sinancode,novita,akool,dashscope,openai_videos"
+)
 GPU_MODELS = env.words("GPU_MODELS")  # what `make worker-gpu` serves
 WEIGHTS_DIR = Path(env.text("WEIGHTS_DIR", str(ZOETROPE_HOME / "weights")))
 WORK_DIR = Path(env.text("WORK_DIR", str(ZOETROPE_HOME / "work")))

@@ -48,6 +48,7 @@ class Process:
     stop_seconds: float = 30.0  # then SIGKILL
     user: int | None = None  # uid and gid to run under, when we are root
     cwd: Path | None = None
+    once: bool = False  # it is meant to end, and is not started again
 
 
 class Tell(Protocol):
@@ -61,6 +62,8 @@ class Running:
     started_at: float = 0.0
     failures: int = 0
     start_at: float = 0.0  # when to start it again
+    stopping: bool = False
+    exit_code: int | None = None  # of one that was to run once
 
 
 def delay_seconds(failures: int) -> float:
@@ -90,7 +93,6 @@ class Supervisor:
         self.until = until
         self.mark = secrets.token_hex(8)
         self.table: dict[str, Running] = {}
-        self.stopping = False
         self._logs_checked = time.monotonic()
         self._parent = os.getpid()
         self._watchdog: subprocess.Popen[bytes] | None = None
@@ -135,6 +137,18 @@ class Supervisor:
                 raise TimeoutError(f"{what} was not ready after {seconds:.0f} s")
             self.tick(0.05)
 
+    def run_once(self, process: Process, *, seconds: float) -> None:
+        """Run a process to its end; RuntimeError with its last lines when it fails."""
+        self.start(process)
+        one = self.table[process.name]
+        self.wait_for(
+            lambda: one.exit_code is not None, what=process.name, seconds=seconds
+        )
+        del self.table[process.name]
+        if one.exit_code != 0:
+            end = last_lines(self.log_path(process.name))
+            raise RuntimeError(f"{process.name} failed:\n{end}")
+
     def run(self) -> None:
         """Keep everything running until somebody asks us to stop."""
         while True:
@@ -142,7 +156,7 @@ class Supervisor:
 
     def tick(self, seconds: float) -> None:
         """Sleep at most so long, then do what is due. Raises Stopped when asked to."""
-        due = [one.start_at for one in self.table.values() if one.child is None]
+        due = [one.start_at for one in self._waiting()]
         pause = min([seconds, *(at - time.monotonic() for at in due)])
         got = signal.sigtimedwait(WATCHED, max(pause, 0.0))
         if got is not None and got.si_signo in STOP_SIGNALS:
@@ -150,16 +164,16 @@ class Supervisor:
         if self.until():
             raise Stopped("the process we run for has ended")
         self._reap()
-        for one in self.table.values():
-            if one.child is None and time.monotonic() >= one.start_at:
+        for one in self._waiting():
+            if time.monotonic() >= one.start_at:
                 self._spawn(one)
         self._trim_logs()
 
     def stop(self, *names: str) -> None:
         """Stop these processes (all, when none is named), lowest rank first."""
-        chosen = [one for one in self.table.values() if one.process.name in names]
-        chosen = chosen if names else list(self.table.values())
-        self.stopping = not names or self.stopping
+        chosen = [self.table[name] for name in names or tuple(self.table)]
+        for one in chosen:
+            one.stopping = True
         # A second Ctrl-C must not cut the ordered stop short: signals stay blocked.
         watchdog.stop_in_order(
             [self._group(one) for one in chosen if one.child],
@@ -170,6 +184,14 @@ class Supervisor:
             del self.table[one.process.name]
 
     # --- inside -----------------------------------------------------------------------
+    def _waiting(self) -> list[Running]:
+        """Return those that are to be started again."""
+        return [
+            one
+            for one in self.table.values()
+            if one.child is None and one.exit_code is None
+        ]
+
     def _spawn(self, one: Running) -> None:
         process = one.process
         with self.log_path(process.name).open("ab") as log:
@@ -218,10 +240,13 @@ class Supervisor:
         assert one.child is not None
         one.child.returncode = code  # so that Popen does not wait for it again
         group, one.child = self._group(one), None
-        if self.stopping:
+        if one.stopping:
             return
         # What it left behind may hold its port or its files.
         watchdog.kill_rest(group)
+        if one.process.once:
+            one.exit_code = code
+            return
         if time.monotonic() - one.started_at > STABLE_SECONDS:
             one.failures = 0
         one.failures += 1

@@ -1,0 +1,221 @@
+"""The processes of the whole stack, one table, and the order they start and stop in."""
+
+from __future__ import annotations
+
+import sys
+import sysconfig
+from collections.abc import Callable
+from dataclasses import dataclass
+from fcntl import LOCK_EX, LOCK_NB, flock
+from pathlib import Path
+from typing import Final, Protocol
+
+import httpx
+from django.conf import settings
+
+from project import embedded, state
+from project.supervisor import Process, Supervisor, last_lines
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+START_SECONDS: Final = 120.0
+
+# Stopped from the lowest rank up; the embedded services have the highest ranks.
+RANK_WEB, RANK_WORKER, RANK_POLLER, RANK_HOUSEKEEPER, RANK_FLOWER = range(5)
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One worker process: the queues it listens to and how many tasks it runs at once."""
+
+    name: str
+    queues: tuple[str, ...]
+    threads: int
+
+
+def workers() -> list[Worker]:
+    """Return the workers of this machine; GPU workers are started by themselves."""
+    providers = tuple(f"provider.{name}" for name in settings.PROVIDERS)
+    return [
+        Worker("media", ("media",), settings.MEDIA_THREADS),
+        Worker("cpu", ("cpu",), settings.CPU_THREADS),
+        Worker("cpu-test", ("cpu.test",), settings.CPU_TEST_THREADS),
+        Worker("provider", providers, settings.PROVIDER_THREADS),
+        Worker("webhook", ("webhook",), settings.WEBHOOK_THREADS),
+    ]
+
+
+def processes(*, port: int, flower_port: int, env: dict[str, str]) -> list[Process]:
+    """Return everything but the services, in starting order."""
+    drain = settings.STOP_SECONDS
+
+    def manage(name: str, rank: int) -> Process:
+        argv = [sys.executable, str(ROOT / "manage.py"), name]
+        return Process(name, argv, rank, env, cwd=ROOT)
+
+    return [
+        Process("web", web_command(port), RANK_WEB, env, stop_seconds=drain, cwd=ROOT),
+        manage("housekeeper", RANK_HOUSEKEEPER),
+        *(
+            Process(
+                f"worker-{worker.name}",
+                worker_command(worker),
+                RANK_WORKER,
+                env,
+                stop_seconds=drain,
+                cwd=ROOT,
+            )
+            for worker in workers()
+        ),
+        manage("poller", RANK_POLLER),
+        Process(
+            "flower",
+            [script("celery"), "-A", "project.celery", "flower"],
+            RANK_FLOWER,
+            env | flower_environment(flower_port),
+            stop_seconds=5.0,
+            cwd=ROOT,
+        ),
+    ]
+
+
+def script(name: str) -> str:
+    return str(Path(sysconfig.get_path("scripts")) / name)
+
+
+def web_command(port: int) -> list[str]:
+    return [
+        script("granian"),
+        "--interface=asginl",
+        f"--host={settings.WEB_HOST}",
+        f"--port={port}",
+        f"--workers={settings.WEB_WORKERS}",
+        "--no-ws",
+        "--respawn-failed-workers",
+        f"--workers-kill-timeout={settings.STOP_SECONDS:.0f}",
+        "--log-level=warning",
+        "project.asgi:application",
+    ]
+
+
+def worker_command(worker: Worker) -> list[str]:
+    return [
+        script("celery"),
+        "-A",
+        "project.celery",
+        "worker",
+        "--pool=threads",
+        f"--concurrency={worker.threads}",
+        f"--queues={','.join(worker.queues)}",
+        f"--hostname={worker.name}@%h",
+        "--without-mingle",  # it asks the other workers for what only they remember
+        "--without-gossip",
+        f"--loglevel={settings.LOG_LEVEL}",
+    ]
+
+
+def flower_environment(port: int) -> dict[str, str]:
+    # By environment, not by argument: everybody may read a command line.
+    return {
+        "FLOWER_ADDRESS": settings.FLOWER_HOST,
+        "FLOWER_PORT": str(port),
+        "FLOWER_BASIC_AUTH": f"{settings.FLOWER_USER}:{settings.FLOWER_PASSWORD}",
+        "FLOWER_ENABLE_EVENTS": "true",
+        "FLOWER_TASKS_COLUMNS": "name,uuid,state,args,kwargs,worker,received,started",
+    }
+
+
+class Say(Protocol):
+    def __call__(self, line: str) -> None: ...
+
+
+class AlreadyRunning(Exception):
+    """Another stack runs from this ZOETROPE_HOME."""
+
+
+def run(home: Path, say: Say, *, on_ready: Callable[[str], None]) -> None:
+    """Run the whole stack until a signal; ``on_ready`` gets its URL once it serves.
+
+    Raises AlreadyRunning, RuntimeError or TimeoutError when it cannot start, with what
+    the process concerned said last; Stopped (from the supervisor) at its end.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "lock").open("w") as lock:
+        try:
+            flock(lock, LOCK_EX | LOCK_NB)
+        except BlockingIOError as error:
+            url = state.addresses(home).get("PUBLIC_URL", "an unknown address")
+            raise AlreadyRunning(f"a stack of {home} already serves {url}") from error
+        _run(home, say, on_ready=on_ready)
+
+
+def _run(home: Path, say: Say, *, on_ready: Callable[[str], None]) -> None:
+    ports = embedded.Ports(home)
+    port = ports.take("web", settings.PORT)
+    flower_port = ports.take("flower", settings.FLOWER_PORT)
+    services = embedded.services(home, ports)
+    try:
+        with Supervisor(
+            logs=home / "logs", tell=lambda name, event: say(f"{name} {event}")
+        ) as supervisor:
+            addresses = start_services(supervisor, services, say)
+            url = settings.GIVEN_PUBLIC_URL or f"http://127.0.0.1:{port}"
+            # By this file, not by environment: any later command reads it as well, and
+            # a DATABASE_URL in the environment means that nothing is ours.
+            state.write(home / "stack.json", addresses | {"PUBLIC_URL": url})
+            env = {"ZOETROPE_HOME": str(home), "PORT": str(port)}
+            migrate(supervisor, env, say)
+            supervisor.start(*processes(port=port, flower_port=flower_port, env=env))
+            wait_until_ready(supervisor, f"http://{probe_host()}:{port}/readyz")
+            say(
+                f"flower {settings.FLOWER_HOST}:{flower_port}, user {settings.FLOWER_USER}"
+            )
+            on_ready(url)
+            supervisor.run()
+    finally:
+        (home / "stack.json").unlink(missing_ok=True)
+        for service in services:
+            service.tidy()
+
+
+def start_services(
+    supervisor: Supervisor, services: list[embedded.Service], say: Say
+) -> dict[str, str]:
+    """Start the embedded services together; return where they answer."""
+    env: dict[str, str] = {}
+    supervisor.start(*(service.process() for service in services))
+    for service in services:
+        say(f"waiting for {service.name}")
+        try:
+            supervisor.wait_for(service.ready, what=service.name, seconds=START_SECONDS)
+        except TimeoutError as error:
+            end = last_lines(supervisor.log_path(service.name))
+            raise RuntimeError(f"{error}:\n{end}") from error
+        env |= service.environment()
+    return env
+
+
+def migrate(supervisor: Supervisor, env: dict[str, str], say: Say) -> None:
+    say("bringing the database up to date")
+    argv = [sys.executable, str(ROOT / "manage.py"), "migrate", "--no-input"]
+    supervisor.run_once(Process("migrate", argv, env=env, cwd=ROOT), seconds=600)
+
+
+def probe_host() -> str:
+    """Return an address of this machine where the web process listens."""
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(  # noqa: S104  # compared only
+        settings.WEB_HOST, settings.WEB_HOST
+    )
+
+
+def wait_until_ready(supervisor: Supervisor, url: str) -> None:
+    def ready() -> bool:
+        try:
+            return httpx.get(url, timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    try:
+        supervisor.wait_for(ready, what="web", seconds=START_SECONDS)
+    except TimeoutError as error:
+        end = last_lines(supervisor.log_path("web"))
+        raise RuntimeError(f"{error}:\n{end}") from error
