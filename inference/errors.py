@@ -8,6 +8,7 @@ RenderError                     any failure of one step
 ├── OutOfMemory                 the device or host had too little memory
 ├── EngineFailed                the engine broke; another try may help
 │   └── EngineBroken            the process can make no more videos (sticky CUDA error)
+├── FetchFailed                 a customer's or provider's address did not answer well
 ├── WeightsMissing              weights are not where they should be (permanent for this host)
 ├── ProviderError               an outside service refused or broke (see its ``fault``)
 └── OutageError                 one of our own services is away; never counts as a try
@@ -95,6 +96,15 @@ class EngineFailed(RenderError):
 
 class EngineBroken(EngineFailed):
     """The process must end: what it holds on the device can no longer be trusted."""
+
+
+class FetchFailed(RenderError):
+    """An address named by a customer or provider did not answer; later it may."""
+
+    default_code = "fetch_failed"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, public=message)
 
 
 class WeightsMissing(RenderError):

@@ -58,7 +58,7 @@ def fit_area(aspect: float, *, area: int, multiple: int) -> Size:
     wide = max(multiple, round(width / multiple) * multiple)
     high = max(multiple, round(width / aspect / multiple) * multiple)
     while wide * high > area and max(wide, high) > multiple:
-        if wide / high > aspect and wide > multiple or high == multiple:
+        if (wide / high > aspect and wide > multiple) or high == multiple:
             wide -= multiple
         else:
             high -= multiple
