@@ -21,9 +21,11 @@ from typing import Any, Final, ParamSpec, TypeVar
 from uuid import UUID, uuid4
 
 from django.db import connection, transaction
-from django.db.models import F, Sum
-from django.db.models.functions import Coalesce, Now
+from django.db.models import F
+from django.db.models.functions import Now
 
+from billing.audit import Mismatch as Mismatch
+from billing.audit import check as check
 from billing.errors import (
     AlreadySettled,
     AmountTooLarge,
@@ -46,6 +48,11 @@ from billing.models import (
     Transfer,
     Wallet,
 )
+from billing.statements import Balance as Balance
+from billing.statements import Movement as Movement
+from billing.statements import balance as balance
+from billing.statements import movements_of as movements_of
+from billing.statements import statement as statement
 
 #: Credits that come back to a grant which has died live at least this long.
 REISSUE_FOR: Final = timedelta(days=7)
@@ -503,7 +510,11 @@ _REFUND_SQL: Final = _SEND_HOME.format(
 
 @_in_transaction
 def capture(
-    *, account_id: UUID, mode: str, reference: str, amount_millicredits: int | None = None
+    *,
+    account_id: UUID,
+    mode: str,
+    reference: str,
+    amount_millicredits: int | None = None,
 ) -> Hold:
     """Earn what is held under ``reference``, or less; the rest goes back at once.
 
@@ -747,110 +758,7 @@ def _move(
         raise LedgerBroken(f"wallet {wallet_id} cannot cover {kind} {reference}")
 
 
-# --- Reading --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Balance:
-    """What a wallet has now; credits due to expire no longer count as available."""
-
-    available_millicredits: int
-    held_millicredits: int
-    debt_millicredits: int
-    frozen: bool
-    #: (milli-credits, expires_at) of the grant that dies first, if any does.
-    next_expiry: tuple[int, datetime] | None
-
-
-def balance(*, account_id: UUID, mode: str) -> Balance:
-    wallet = Wallet.objects.filter(account_id=account_id, mode=mode).first()
-    if wallet is None:
-        return Balance(0, 0, 0, frozen=False, next_expiry=None)
-    if wallet.next_expiry_at is None:
-        return _balance(wallet, 0, None)
-    now = _clock()
-    alive = CreditGrant.objects.filter(wallet=wallet, remaining__gt=0)
-    due: int = alive.filter(expires_at__lte=now).aggregate(
-        total=Coalesce(Sum("remaining"), 0)
-    )["total"]
-    first = alive.filter(expires_at__gt=now).order_by("expires_at").first()
-    if first is None or first.expires_at is None:
-        return _balance(wallet, due, None)
-    return _balance(wallet, due, (first.remaining, first.expires_at))
-
-
-def _balance(
-    wallet: Wallet, due: int, next_expiry: tuple[int, datetime] | None
-) -> Balance:
-    return Balance(
-        available_millicredits=wallet.available - due,
-        held_millicredits=wallet.held,
-        debt_millicredits=wallet.debt,
-        frozen=wallet.frozen,
-        next_expiry=next_expiry,
-    )
-
-
-@dataclass(frozen=True)
-class Movement:
-    """One line of a statement; amounts are changes, ``*_after`` balances."""
-
-    id: int
-    kind: str
-    reference: str
-    available_millicredits: int
-    held_millicredits: int
-    available_after_millicredits: int
-    held_after_millicredits: int
-    actor: str
-    reason: str
-    created_at: datetime
-    entries: tuple[tuple[str, int], ...]
-
-
-def statement(
-    *, account_id: UUID, mode: str, before: int | None = None, limit: int = 50
-) -> list[Movement]:
-    """Return up to ``limit`` movements, newest first, older than transfer ``before``."""
-    transfers = Transfer.objects.filter(
-        wallet__account_id=account_id, wallet__mode=mode
-    )
-    if before is not None:
-        transfers = transfers.filter(pk__lt=before)
-    newest = transfers.prefetch_related("entries").order_by("-pk")[:limit]
-    return [_movement(transfer) for transfer in newest]
-
-
-def movements_of(*, account_id: UUID, mode: str, reference: str) -> list[Movement]:
-    """Return everything that was moved under one reference, oldest first."""
-    transfers = Transfer.objects.filter(
-        wallet__account_id=account_id, wallet__mode=mode, reference=reference
-    )
-    return [
-        _movement(transfer)
-        for transfer in transfers.prefetch_related("entries").order_by("pk")
-    ]
-
-
-def _movement(transfer: Transfer) -> Movement:
-    entries = tuple(
-        (entry.book, entry.amount)
-        for entry in sorted(transfer.entries.all(), key=lambda entry: entry.pk)
-    )
-    by_book = dict(entries)
-    return Movement(
-        id=transfer.pk,
-        kind=transfer.kind,
-        reference=transfer.reference,
-        available_millicredits=by_book.get("available", 0),
-        held_millicredits=by_book.get("held", 0),
-        available_after_millicredits=transfer.available_after,
-        held_after_millicredits=transfer.held_after,
-        actor=transfer.actor,
-        reason=transfer.reason,
-        created_at=transfer.created_at,
-        entries=entries,
-    )
+# --- Finding --------------------------------------------------------------------------
 
 
 def find_hold(*, account_id: UUID, mode: str, reference: str) -> Hold | None:
@@ -867,170 +775,14 @@ def _hold_of(wallet: Wallet, reference: str) -> Hold:
     return held
 
 
-# --- Checking -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Mismatch:
-    """Two figures that must be equal and are not."""
-
-    wallet_id: int
-    what: str
-    expected: int
-    found: int
-
-    def __str__(self) -> str:
-        return (
-            f"wallet {self.wallet_id}: {self.what}: "
-            f"expected {self.expected}, found {self.found}"
-        )
-
-
-_OF_WALLETS: Final = "(%(wallets)s::bigint[] IS NULL OR {} = ANY (%(wallets)s))"
-
-# Each query returns (wallet, expected, found) for what does not add up. "Expected" is
-# what the append-only entries say, or for a hold what its slices say.
-_CHECKS: Final = {
-    "a transfer's entries sum to zero": """
-        SELECT t.wallet_id, 0, sum(e.amount)
-        FROM billing_transfer t JOIN billing_entry e ON e.transfer_id = t.id
-        WHERE {t.wallet_id} GROUP BY t.id HAVING sum(e.amount) <> 0""",
-    "available equals the sum of its entries": """
-        SELECT w.id, coalesce(b.total, 0), w.available FROM billing_wallet w
-        LEFT JOIN (SELECT t.wallet_id, sum(e.amount) AS total FROM billing_entry e
-                   JOIN billing_transfer t ON t.id = e.transfer_id
-                   WHERE e.book = 'available' AND {t.wallet_id} GROUP BY 1) b
-               ON b.wallet_id = w.id
-        WHERE {w.id} AND w.available <> coalesce(b.total, 0)""",
-    "held equals the sum of its entries": """
-        SELECT w.id, coalesce(b.total, 0), w.held FROM billing_wallet w
-        LEFT JOIN (SELECT t.wallet_id, sum(e.amount) AS total FROM billing_entry e
-                   JOIN billing_transfer t ON t.id = e.transfer_id
-                   WHERE e.book = 'held' AND {t.wallet_id} GROUP BY 1) b
-               ON b.wallet_id = w.id
-        WHERE {w.id} AND w.held <> coalesce(b.total, 0)""",
-    "debt equals the sum of its entries": """
-        SELECT w.id, -coalesce(b.total, 0), w.debt FROM billing_wallet w
-        LEFT JOIN (SELECT t.wallet_id, sum(e.amount) AS total FROM billing_entry e
-                   JOIN billing_transfer t ON t.id = e.transfer_id
-                   WHERE e.book = 'debt' AND {t.wallet_id} GROUP BY 1) b
-               ON b.wallet_id = w.id
-        WHERE {w.id} AND w.debt <> -coalesce(b.total, 0)""",
-    "available equals what is left of the grants": """
-        SELECT w.id, coalesce(g.total, 0), w.available FROM billing_wallet w
-        LEFT JOIN (SELECT wallet_id, sum(remaining) AS total FROM billing_creditgrant
-                   WHERE {wallet_id} GROUP BY 1) g ON g.wallet_id = w.id
-        WHERE {w.id} AND w.available <> coalesce(g.total, 0)""",
-    "held equals the open holds": """
-        SELECT w.id, coalesce(h.total, 0), w.held FROM billing_wallet w
-        LEFT JOIN (SELECT wallet_id, sum(amount) AS total FROM billing_hold
-                   WHERE state = 'open' AND {wallet_id} GROUP BY 1) h
-               ON h.wallet_id = w.id
-        WHERE {w.id} AND w.held <> coalesce(h.total, 0)""",
-    "a hold equals its slices": """
-        SELECT h.wallet_id, coalesce(sum(s.amount), 0), h.amount FROM billing_hold h
-        LEFT JOIN billing_holdslice s ON s.hold_id = h.id
-        WHERE {h.wallet_id} GROUP BY h.id
-        HAVING h.amount <> coalesce(sum(s.amount), 0)""",
-    "what a hold kept equals what its slices kept": """
-        SELECT h.wallet_id, coalesce(sum(s.amount - s.returned), 0),
-               CASE h.state WHEN 'open' THEN h.amount ELSE h.captured - h.refunded END
-        FROM billing_hold h LEFT JOIN billing_holdslice s ON s.hold_id = h.id
-        WHERE {h.wallet_id} GROUP BY h.id
-        HAVING coalesce(sum(s.amount - s.returned), 0) <>
-               CASE h.state WHEN 'open' THEN h.amount ELSE h.captured - h.refunded END
-        """,
-    "a grant's remainder equals its amount less its slices": """
-        SELECT g.wallet_id,
-               g.amount - g.written_off - g.repaid - coalesce(sum(s.kept), 0),
-               g.remaining
-        FROM billing_creditgrant g
-        LEFT JOIN (SELECT grant_id, amount - (returned - reissued) AS kept
-                   FROM billing_holdslice) s ON s.grant_id = g.id
-        WHERE {g.wallet_id} GROUP BY g.id
-        HAVING g.remaining <>
-               g.amount - g.written_off - g.repaid - coalesce(sum(s.kept), 0)""",
-    "a dead grant's reissues equal what its slices sent": """
-        SELECT g.wallet_id, coalesce(s.total, 0), coalesce(r.total, 0)
-        FROM billing_creditgrant g
-        LEFT JOIN (SELECT grant_id, sum(reissued) AS total FROM billing_holdslice
-                   GROUP BY 1) s ON s.grant_id = g.id
-        LEFT JOIN (SELECT reissue_of_id, sum(amount) AS total FROM billing_creditgrant
-                   GROUP BY 1) r ON r.reissue_of_id = g.id
-        WHERE {g.wallet_id} AND coalesce(s.total, 0) <> coalesce(r.total, 0)""",
-    "revenue equals what the holds captured and kept": """
-        SELECT w.id, coalesce(b.total, 0), coalesce(h.total, 0) FROM billing_wallet w
-        LEFT JOIN (SELECT t.wallet_id, sum(e.amount) AS total FROM billing_entry e
-                   JOIN billing_transfer t ON t.id = e.transfer_id
-                   WHERE e.book = 'revenue' AND {t.wallet_id} GROUP BY 1) b
-               ON b.wallet_id = w.id
-        LEFT JOIN (SELECT wallet_id, sum(captured - refunded) AS total
-                   FROM billing_hold WHERE {wallet_id} GROUP BY 1) h
-               ON h.wallet_id = w.id
-        WHERE {w.id} AND coalesce(b.total, 0) <> coalesce(h.total, 0)""",
-    "a settled hold was settled by one movement, its own": """
-        SELECT h.wallet_id, 1, count(t.id) FROM billing_hold h
-        LEFT JOIN billing_transfer t ON t.wallet_id = h.wallet_id
-              AND t.idem = 'fin:' || h.reference
-              AND t.kind = CASE h.state WHEN 'captured' THEN 'capture'
-                                        ELSE 'release' END
-        WHERE h.state <> 'open' AND {h.wallet_id}
-        GROUP BY h.id HAVING count(t.id) <> 1""",
-    "a balance on a statement equals the sum so far": """
-        SELECT wallet_id, running, available_after FROM (
-            SELECT t.id, t.wallet_id, t.available_after,
-                   sum(coalesce(e.moved, 0)) OVER (PARTITION BY t.wallet_id
-                       ORDER BY t.id) AS running
-            FROM billing_transfer t
-            LEFT JOIN (SELECT transfer_id, sum(amount) AS moved FROM billing_entry
-                       WHERE book = 'available' GROUP BY 1) e ON e.transfer_id = t.id
-            WHERE {t.wallet_id}) line
-        WHERE running <> available_after""",
-    "a wallet knows of its next expiry": """
-        SELECT w.id, 1, 0 FROM billing_wallet w
-        WHERE {w.id} AND EXISTS (
-            SELECT FROM billing_creditgrant g
-            WHERE g.wallet_id = w.id AND g.remaining > 0
-              AND g.expires_at < coalesce(w.next_expiry_at, 'infinity'))""",
-}
-
-
-def check(*, account_id: UUID | None = None) -> list[Mismatch]:
-    """Recompute every figure of the books from its parts; return what disagrees.
-
-    Reads one snapshot, so it may run beside live traffic; inside a transaction of the
-    caller's it sees what that sees.
-    """
-    if connection.in_atomic_block:
-        return _check(account_id)
-    with transaction.atomic(), connection.cursor() as cursor:
-        cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        return _check(account_id)
-
-
-def _check(account_id: UUID | None) -> list[Mismatch]:
-    wallets = None
-    if account_id is not None:
-        of_account = Wallet.objects.filter(account_id=account_id)
-        wallets = list(of_account.values_list("pk", flat=True))
-    found = []
-    for what, sql in _CHECKS.items():
-        for column in ("t.wallet_id", "h.wallet_id", "g.wallet_id", "w.id", "wallet_id"):
-            sql = sql.replace(f"{{{column}}}", _OF_WALLETS.format(column))  # noqa: PLW2901
-        found += [
-            Mismatch(int(wallet), what, int(expected), int(actual))
-            for wallet, expected, actual in _rows(sql, {"wallets": wallets})
-        ]
-    return found
-
-
 # --- The database ---------------------------------------------------------------------
 
 
 def _rows(sql: str, arguments: Mapping[str, Any]) -> Sequence[tuple[Any, ...]]:
     with connection.cursor() as cursor:
         cursor.execute(sql, arguments)
-        return cursor.fetchall()
+        rows: Sequence[tuple[Any, ...]] = cursor.fetchall()
+    return rows
 
 
 def _clock() -> datetime:

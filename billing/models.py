@@ -8,6 +8,7 @@ and price rows append-only for everybody, a psql session included.
 from __future__ import annotations
 
 import uuid
+
 from django.conf import settings
 from django.contrib.postgres.fields import ArrayField
 from django.core.validators import MinValueValidator
@@ -30,9 +31,7 @@ class Plan(models.Model):
     name = models.CharField(max_length=64)
     #: Videos of one account that may be in the making at once.
     max_running = models.PositiveIntegerField()
-    requests_per_minute = models.PositiveIntegerField(
-        validators=[MinValueValidator(1)]
-    )
+    requests_per_minute = models.PositiveIntegerField(validators=[MinValueValidator(1)])
     #: Videos a calendar month (UTC) by the API they come in through; absent: no limit.
     monthly_videos = models.JSONField(default=dict, blank=True)
     premium_allowed = models.BooleanField(default=False)
@@ -120,6 +119,10 @@ class ApiKey(models.Model):
     #: HMAC-SHA256 under API_KEY_PEPPER of everything before the checksum.
     digest = models.BinaryField(editable=False)
     scopes = ArrayField(models.CharField(max_length=32))
+    #: A limit of this key's own, below the plan's; null: the plan's alone.
+    requests_per_minute = models.PositiveIntegerField(
+        null=True, blank=True, validators=[MinValueValidator(1)]
+    )
     daily_spend_cap_millicredits = models.PositiveBigIntegerField(null=True, blank=True)
     created_at = models.DateTimeField(db_default=Now(), editable=False)
     expires_at = models.DateTimeField(null=True, blank=True)
@@ -134,7 +137,12 @@ class ApiKey(models.Model):
         constraints = [
             models.CheckConstraint(
                 name="a_key_mode_is_live_or_test", condition=Q(mode__in=Mode.values)
-            )
+            ),
+            models.CheckConstraint(
+                name="a_key_lets_something_through",
+                condition=Q(requests_per_minute__isnull=True)
+                | Q(requests_per_minute__gte=1),
+            ),
         ]
 
     def __str__(self) -> str:

@@ -40,6 +40,7 @@ def _secret(name: str) -> str:
 # loopback refuses at once.
 DATABASE_URL = _service("DATABASE_URL", "postgresql://zoetrope@127.0.0.1:9/zoetrope")
 REDIS_URL = _service("REDIS_URL", "redis://127.0.0.1:9/0")
+REDIS_PREFIX = env.text("REDIS_PREFIX", "zoetrope:")  # before every key we use there
 S3_ENDPOINT_URL = _service("S3_ENDPOINT_URL", "http://127.0.0.1:9")
 S3_PUBLIC_ENDPOINT_URL = env.text("S3_PUBLIC_ENDPOINT_URL", S3_ENDPOINT_URL)  # in links
 S3_BUCKET = env.text("S3_BUCKET", "zoetrope")
@@ -55,6 +56,9 @@ SECRETS_KEY = _secret(
 )  # Fernet key; encrypts secrets we must use ourselves
 API_KEY_PEPPER = _secret("API_KEY_PEPPER")  # HMAC key of our own API keys
 METRICS_TOKEN = _secret("METRICS_TOKEN")  # bearer token for /metrics
+
+# How often the use of API keys is written down, seconds; 0: never
+API_KEY_TOUCH_SECONDS = env.number("API_KEY_TOUCH_SECONDS", 15.0)
 
 # --- Web ------------------------------------------------------------------------------
 PORT = env.integer("PORT", 8000, minimum=1)
@@ -269,7 +273,7 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {
     "socket_connect_timeout": 5,
     "socket_keepalive": True,
     "health_check_interval": 10,
-    "global_keyprefix": env.text("REDIS_PREFIX", "zoetrope:"),
+    "global_keyprefix": REDIS_PREFIX,
     "max_connections": 50,
 }
 CELERY_TASK_SERIALIZER = CELERY_RESULT_SERIALIZER = "json"

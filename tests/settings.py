@@ -22,6 +22,7 @@ os.environ |= {
     "SECRET_KEY": "tests only, not a secret: 4e1f0b6a8c2d4f7e9a3b5c1d",
     "SECRETS_KEY": "dGVzdHMgb25seSwgdGhpcnR5LXR3byBieXRlcyBvay4=",
     "API_KEY_PEPPER": "tests only",
+    "API_KEY_TOUCH_SECONDS": "0",  # its thread would reach for the database at any time
     "METRICS_TOKEN": "tests only",
     "FLOWER_PASSWORD": "tests only",
     "LOG_LEVEL": "WARNING",

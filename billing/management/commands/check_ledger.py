@@ -1,0 +1,35 @@
+"""Recomputes every balance from its parts and exits 1 when something disagrees."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import BaseCommand
+
+from billing import ledger
+from billing.models import Wallet
+
+
+class Command(BaseCommand):
+    help = "Recompute every balance from the entries; exit 1 with the rows that differ."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "--freeze",
+            action="store_true",
+            help="freeze the wallets that do not add up: no new holds",
+        )
+
+    def handle(self, *args: object, **options: Any) -> None:
+        mismatches = ledger.check()
+        for mismatch in mismatches:
+            self.stdout.write(str(mismatch))
+        if not mismatches:
+            self.stdout.write("the books add up")
+            return
+        if options["freeze"]:
+            wrong = {mismatch.wallet_id for mismatch in mismatches}
+            for wallet in Wallet.objects.filter(pk__in=wrong):
+                ledger.freeze(account_id=wallet.account_id, mode=wallet.mode)
+        raise SystemExit(1)

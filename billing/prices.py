@@ -1,0 +1,249 @@
+"""What something costs: `quote` is pure given its rows; the rest finds the rows.
+
+The price book is append-only. For each model and operation those rows count that have
+the highest version whose time has come; the version is stored with what was charged.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from decimal import Decimal
+from fractions import Fraction
+from math import ceil
+from typing import Any, Final
+
+from django.db import connection, transaction
+from django.db.models import Max
+from django.db.models.functions import Now
+
+from billing.errors import BadRequest, NoPrice
+from billing.models import PriceRow
+
+#: A new price is charged by every process this much later at most.
+CACHE_SECONDS: Final = 3.0
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What is to be made, with every default resolved.
+
+    ``seconds`` is the exact length of the clip, ``resolution`` the tier's name in lower
+    case. ``premium`` is the option of that name.
+    """
+
+    model: str
+    operation: str = PriceRow.Operation.VIDEO
+    resolution: str = ""
+    seconds: Fraction | Decimal | int = 0
+    frames: int = 0
+    premium: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def all_options(self) -> dict[str, Any]:
+        return {**self.options, "premium": self.premium}
+
+
+@dataclass(frozen=True)
+class Price:
+    """One line of the price book, as `PriceRow` states it."""
+
+    model: str
+    operation: str
+    amount_millicredits: int
+    version: int
+    unit: str = PriceRow.Unit.JOB
+    unit_size: int = 1
+    prorata: bool = False
+    resolution: str = ""
+    seconds: Decimal | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    is_surcharge: bool = False
+
+    def fits(self, usage: Usage) -> bool:
+        if (self.model, self.operation) != (usage.model, usage.operation):
+            return False
+        if self.resolution and self.resolution != usage.resolution:
+            return False
+        if self.seconds is not None and Fraction(self.seconds) != Fraction(
+            usage.seconds
+        ):
+            return False
+        wanted = usage.all_options
+        return all(wanted.get(name) == value for name, value in self.options.items())
+
+    @property
+    def narrowness(self) -> tuple[int, bool, bool]:
+        """How special the row's case is; the most special row that fits is charged."""
+        return (len(self.options), self.seconds is not None, bool(self.resolution))
+
+    def units(self, usage: Usage) -> Fraction:
+        """Return how many units ``usage`` takes; begun ones whole unless prorata."""
+        if self.unit == PriceRow.Unit.JOB:
+            return Fraction(1)
+        by_frame = self.unit == PriceRow.Unit.FRAME
+        units = Fraction(usage.frames if by_frame else usage.seconds) / self.unit_size
+        if units <= 0:
+            raise NoPrice(f"{self.model} is sold by the {self.unit}; none was given")
+        is_part = self.prorata and self.unit != PriceRow.Unit.BLOCK
+        return units if is_part else Fraction(ceil(units))
+
+    def amount(self, usage: Usage) -> int:
+        """Return milli-credits, a begun one counting whole."""
+        return ceil(self.amount_millicredits * self.units(usage))
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row's part in a quote."""
+
+    description: str
+    amount_millicredits: int
+
+
+@dataclass(frozen=True)
+class Quote:
+    amount_millicredits: int
+    price_version: int
+    lines: tuple[Line, ...]
+
+
+def quote(usage: Usage, rows: Iterable[Price]) -> Quote:
+    """Price ``usage`` by ``rows``: the narrowest that fits, plus fitting surcharges."""
+    fitting = [row for row in rows if row.fits(usage)]
+    bases = [row for row in fitting if not row.is_surcharge]
+    if not bases:
+        raise NoPrice(
+            f"{usage.model} has no {usage.operation} price for "
+            f"{usage.resolution or 'any resolution'}, {float(usage.seconds):g} s"
+        )
+    base = max(bases, key=lambda row: row.narrowness)
+    charged = [base, *(row for row in fitting if row.is_surcharge)]
+    lines = tuple(
+        Line(_describe(row, row.units(usage)), row.amount(usage)) for row in charged
+    )
+    return Quote(
+        amount_millicredits=sum(line.amount_millicredits for line in lines),
+        price_version=base.version,
+        lines=lines,
+    )
+
+
+def _describe(row: Price, units: Fraction) -> str:
+    what = " ".join(filter(None, (row.model, row.operation, row.resolution)))
+    if row.options:
+        what += " " + ", ".join(sorted(row.options))
+    if row.unit == PriceRow.Unit.JOB:
+        return what
+    per = f"{row.unit_size} " if row.unit_size > 1 else ""
+    unit = {"block": f"begun {per}s", "second": f"{per}s", "frame": f"{per}frames"}
+    return f"{what}: {float(units):g} x {unit[row.unit]}"
+
+
+# --- The book -------------------------------------------------------------------------
+
+Book = Mapping[tuple[str, str], Sequence[Price]]
+_cached: tuple[float, Book] | None = None
+
+
+def current_rows(usage: Usage) -> Sequence[Price]:
+    """Return the rows that count now for this model and operation, from a short cache."""
+    return _current_book().get((usage.model, usage.operation), ())
+
+
+def quote_now(usage: Usage) -> Quote:
+    """Price ``usage`` by the book as it stands."""
+    return quote(usage, current_rows(usage))
+
+
+def forget() -> None:
+    """Drop this process's copy of the book, so that the next quote reads it anew."""
+    global _cached
+    _cached = None
+
+
+def _current_book() -> Book:
+    global _cached
+    cached = _cached
+    if cached is not None and time.monotonic() < cached[0]:
+        return cached[1]
+    book = _read_book()
+    _cached = (time.monotonic() + CACHE_SECONDS, book)
+    return book
+
+
+def _read_book() -> Book:
+    newest: dict[tuple[str, str], int] = {}
+    rows: dict[tuple[str, str], list[Price]] = defaultdict(list)
+    for row in PriceRow.objects.filter(effective_from__lte=Now()).order_by(
+        "-version", "pk"
+    ):
+        key = (row.model, row.operation)
+        if newest.setdefault(key, row.version) == row.version:
+            rows[key].append(as_price(row))
+    return rows
+
+
+def as_price(row: PriceRow) -> Price:
+    return Price(
+        model=row.model,
+        operation=row.operation,
+        amount_millicredits=row.amount_millicredits,
+        version=row.version,
+        unit=row.unit,
+        unit_size=row.unit_size,
+        prorata=row.prorata,
+        resolution=row.resolution,
+        seconds=row.seconds,
+        options=row.options,
+        is_surcharge=row.is_surcharge,
+    )
+
+
+@transaction.atomic
+def publish(
+    rows: Sequence[Price], *, effective_from: datetime | None = None
+) -> list[PriceRow]:
+    """Write the rows as the next version of their model and operation.
+
+    They replace all rows of the version before; ``version`` of the given rows is not
+    used. Versions count over the whole book, so a number alone says what was charged.
+    """
+    if len({(row.model, row.operation) for row in rows}) != 1:
+        raise BadRequest("rows", "must price one model and one operation")
+    with connection.cursor() as cursor:
+        # Two operators at once must not write the same version.
+        cursor.execute("LOCK TABLE billing_pricerow IN SHARE ROW EXCLUSIVE MODE")
+    latest: int = PriceRow.objects.aggregate(latest=Max("version"))["latest"] or 0
+    start = {} if effective_from is None else {"effective_from": effective_from}
+    published = [
+        PriceRow(**{**_fields(row), "version": latest + 1, **start}) for row in rows
+    ]
+    PriceRow.objects.bulk_create(published)
+    transaction.on_commit(forget)
+    return published
+
+
+def reprice(row: PriceRow, **changes: Any) -> list[PriceRow]:
+    """Publish a new version in which only ``row`` differs, by ``changes``."""
+    effective_from = changes.pop("effective_from", None)
+    siblings = PriceRow.objects.filter(
+        model=row.model, operation=row.operation, version=row.version
+    ).order_by("pk")
+    return publish(
+        [
+            replace(as_price(sibling), **changes)
+            if sibling.pk == row.pk
+            else as_price(sibling)
+            for sibling in siblings
+        ],
+        effective_from=effective_from,
+    )
+
+
+def _fields(row: Price) -> dict[str, Any]:
+    return {**vars(row), "options": dict(row.options)}

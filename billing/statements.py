@@ -1,0 +1,117 @@
+"""What the ledger shows: balances and statements. Reads only.
+
+The names are offered by `billing.ledger`, the public door.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from django.db.models import Sum
+from django.db.models.functions import Coalesce, Now
+
+from billing.models import CreditGrant, Transfer, Wallet
+
+
+@dataclass(frozen=True)
+class Balance:
+    """What a wallet has now; credits due to expire no longer count as available."""
+
+    available_millicredits: int
+    held_millicredits: int
+    debt_millicredits: int
+    frozen: bool
+    #: (milli-credits, expires_at) of the grant that dies first, if any does.
+    next_expiry: tuple[int, datetime] | None
+
+
+def balance(*, account_id: UUID, mode: str) -> Balance:
+    wallet = Wallet.objects.filter(account_id=account_id, mode=mode).first()
+    if wallet is None:
+        return Balance(0, 0, 0, frozen=False, next_expiry=None)
+    if wallet.next_expiry_at is None:
+        return _balance(wallet, 0, None)
+    alive = CreditGrant.objects.filter(wallet=wallet, remaining__gt=0)
+    due: int = alive.filter(expires_at__lte=Now()).aggregate(
+        total=Coalesce(Sum("remaining"), 0)
+    )["total"]
+    first = alive.filter(expires_at__gt=Now()).order_by("expires_at").first()
+    if first is None or first.expires_at is None:
+        return _balance(wallet, due, None)
+    return _balance(wallet, due, (first.remaining, first.expires_at))
+
+
+def _balance(
+    wallet: Wallet, due: int, next_expiry: tuple[int, datetime] | None
+) -> Balance:
+    return Balance(
+        available_millicredits=wallet.available - due,
+        held_millicredits=wallet.held,
+        debt_millicredits=wallet.debt,
+        frozen=wallet.frozen,
+        next_expiry=next_expiry,
+    )
+
+
+@dataclass(frozen=True)
+class Movement:
+    """One line of a statement; amounts are changes, ``*_after`` balances."""
+
+    id: int
+    kind: str
+    reference: str
+    available_millicredits: int
+    held_millicredits: int
+    available_after_millicredits: int
+    held_after_millicredits: int
+    actor: str
+    reason: str
+    created_at: datetime
+    entries: tuple[tuple[str, int], ...]
+
+
+def statement(
+    *, account_id: UUID, mode: str, before: int | None = None, limit: int = 50
+) -> list[Movement]:
+    """Return up to ``limit`` movements, newest first, older than transfer ``before``."""
+    transfers = Transfer.objects.filter(
+        wallet__account_id=account_id, wallet__mode=mode
+    )
+    if before is not None:
+        transfers = transfers.filter(pk__lt=before)
+    newest = transfers.prefetch_related("entries").order_by("-pk")[:limit]
+    return [_movement(transfer) for transfer in newest]
+
+
+def movements_of(*, account_id: UUID, mode: str, reference: str) -> list[Movement]:
+    """Return everything that was moved under one reference, oldest first."""
+    transfers = Transfer.objects.filter(
+        wallet__account_id=account_id, wallet__mode=mode, reference=reference
+    )
+    return [
+        _movement(transfer)
+        for transfer in transfers.prefetch_related("entries").order_by("pk")
+    ]
+
+
+def _movement(transfer: Transfer) -> Movement:
+    entries = tuple(
+        (entry.book, entry.amount)
+        for entry in sorted(transfer.entries.all(), key=lambda entry: entry.pk)
+    )
+    by_book = dict(entries)
+    return Movement(
+        id=transfer.pk,
+        kind=transfer.kind,
+        reference=transfer.reference,
+        available_millicredits=by_book.get("available", 0),
+        held_millicredits=by_book.get("held", 0),
+        available_after_millicredits=transfer.available_after,
+        held_after_millicredits=transfer.held_after,
+        actor=transfer.actor,
+        reason=transfer.reason,
+        created_at=transfer.created_at,
+        entries=entries,
+    )
