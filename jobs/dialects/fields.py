@@ -26,13 +26,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from inference.egress import check_url
+from inference.errors import InputRejected
 from jobs import pictures
 from jobs.dialects.base import Field
 from jobs.errors import InvalidRequest, MalformedBody
 from jobs.requests import SEED_MAX
 
 if TYPE_CHECKING:
-    from jobs.requests import Picture
+    from jobs.requests import Picture, PictureRules
 
 T = TypeVar("T")
 Body = Mapping[str, Any]
@@ -299,22 +301,55 @@ def picture(
     name: str,
     *,
     required: bool = False,
+    rules: PictureRules | None = None,
+    https_only: bool = False,
     rule: str = "",
     meaning: str = "",
     canonical: str = "image",
     blank_is_absent: bool = False,
 ) -> Reader[Picture]:
-    """Return a reader of a picture: a URL, a data URI or bare base64."""
+    """Return a reader of a picture: a URL, a data URI or bare base64.
+
+    ``rules`` are applied to pictures that come as bytes; put them on the JobRequest as
+    well, so that fetched ones meet them when the job is prepared.
+    """
+
+    def convert(field: str, value: Any) -> Picture:
+        found = pictures.from_text(field, value)
+        if https_only and found.url is not None:
+            _require_https(field, found.url)
+        if rules is not None:
+            check_picture(field, found, rules)
+        return found
+
+    said = rule or "URL, data URI or base64"
     row = _row(
         name,
         "string",
-        rule or "URL, data URI or base64",
+        said,
         None,
-        required,
-        meaning,
-        canonical,
+        required=required,
+        meaning=meaning,
+        canonical=canonical,
     )
-    return Reader(row, pictures.from_text, None, blank_is_absent)
+    return Reader(row, convert, None, blank_is_absent)
+
+
+def check_picture(field: str, found: Picture, rules: PictureRules) -> None:
+    """Refuse a picture that came as bytes and breaks ``rules``."""
+    if found.data is None or found.size is None or found.format is None:
+        return
+    width, height = found.size
+    broken = rules.broken_by(
+        width=width,
+        height=height,
+        size_bytes=len(found.data),
+        format=found.format,
+        has_alpha=found.has_alpha,
+    )
+    if broken is not None:
+        code, message = broken
+        raise InvalidRequest(field, message, code=code)
 
 
 def url(
@@ -373,6 +408,13 @@ def items(
 
 
 # ------------------------------------------------------------------- the parts
+
+
+def _require_https(field: str, address: str) -> None:
+    try:
+        check_url(address, https_only=True)
+    except InputRejected as refused:
+        raise InvalidRequest(field, str(refused)) from refused
 
 
 def _integer_of(field: str, value: Any) -> int:
