@@ -120,10 +120,14 @@ class Remix:
 
 @dataclass(frozen=True)
 class OneJob:
-    """Status, cancel, delete or content of one job, by the id this dialect gave."""
+    """Status, cancel, delete or content of one job, by the id this dialect gave.
+
+    ``only_queued`` makes a cancel of a job that has begun NotAcceptableNow.
+    """
 
     id: str
     variant: str = "video"
+    only_queued: bool = False
 
 
 @dataclass(frozen=True)
@@ -260,6 +264,9 @@ class BalanceView:
     plan: str
     account_id: str
     account_number: int = 0
+    mode: str = "live"
+    debt_millicredits: int = 0
+    is_frozen: bool = False
     used_this_month_millicredits: int = 0
     granted_this_month_millicredits: int = 0
 
@@ -270,6 +277,27 @@ class ModelView:
     name: str
     available: bool
     price_from_millicredits: int | None = None
+
+
+@dataclass(frozen=True)
+class EffectView:
+    code: str
+    name: str
+    version: int = 1
+    description: str = ""
+    logo_url: str | None = None
+    preview_url: str | None = None
+    models: Sequence[str] = ()
+    created_at: datetime | None = None
+    id: str = ""
+
+
+@dataclass(frozen=True)
+class EffectsPage:
+    effects: Sequence[EffectView]
+    total: int = 0
+    page: int = 1
+    limit: int = 0
 
 
 @dataclass(frozen=True)
