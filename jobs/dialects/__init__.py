@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 #: name → module that holds ``DIALECT``
 DIALECTS: dict[str, str] = {
     "native": "jobs.dialects.native",
+    "magicoal": "jobs.dialects.magicoal",
+    "aimlapi": "jobs.dialects.aimlapi",
+    "sinancode": "jobs.dialects.sinancode",
+    "openai": "jobs.dialects.openai",
 }
 
 
