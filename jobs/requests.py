@@ -251,7 +251,10 @@ def _length(
             # Lengths that a model cannot make exactly go to the nearest one it can.
             over = (frames - model.frames_min) % model.frame_step
             frames += model.frame_step - over if over * 2 >= model.frame_step else -over
-            frames = min(max(frames, model.frames_min), model.frames_max)
+        if model.seconds_range is None:
+            # 81 frames at 16 a second is what everybody calls 5 s.
+            nearest = min(max(frames, model.frames_min), model.frames_max)
+            frames = nearest if abs(nearest - frames) <= 1 else frames
     assert frames is not None
     if model.seconds_range is not None:
         low, high = (bound * fps for bound in model.seconds_range)
