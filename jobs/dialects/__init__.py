@@ -15,6 +15,9 @@ DIALECTS: dict[str, str] = {
     "magicoal": "jobs.dialects.magicoal",
     "aimlapi": "jobs.dialects.aimlapi",
     "sinancode": "jobs.dialects.sinancode",
+    "novita": "jobs.dialects.novita",
+    "akool": "jobs.dialects.akool",
+    "dashscope": "jobs.dialects.dashscope",
     "openai": "jobs.dialects.openai",
 }
 

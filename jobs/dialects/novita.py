@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from inference.contracts import Lora
+from inference.errors import InputRejected
 from jobs.dialects import fields
 from jobs.dialects.base import (
     Ask,
@@ -571,13 +572,8 @@ def error(refused: ApiError, wire: WireRequest) -> WireResponse:
     if field and field not in message:
         message = f"{field}: {message}"
     metadata = {"trace_id": wire.request_id} if wire.request_id else {}
-    headers: dict[str, str] = {}
-    if refused.retry_after_seconds is not None:
-        headers["Retry-After"] = str(refused.retry_after_seconds)
-    if isinstance(refused, MethodNotAllowed):
-        headers["Allow"] = ", ".join(refused.allowed)
     body = {"code": status, "reason": reason, "message": message, "metadata": metadata}
-    return WireResponse(status, body, headers)
+    return WireResponse(status, body)
 
 
 def _phrase(refused: ApiError, wire: WireRequest) -> tuple[str, int]:
@@ -598,12 +594,10 @@ def _phrase(refused: ApiError, wire: WireRequest) -> tuple[str, int]:
 
 def _invalid(refused: InvalidRequest) -> str:
     """Return the reason for a wrong field; unreadable picture bytes have their own."""
-    if refused.field in PICTURE_FIELDS and refused.__cause__ is not None:
+    cause = refused.__cause__
+    if isinstance(cause, InputRejected) and cause.code == "invalid_image":
         return "INVALID_IMAGE_FORMAT"
     return "INVALID_REQUEST_BODY"
-
-
-PICTURE_FIELDS = ("image_url", "input.img_url", "last_frame_url")
 
 
 def key_of(headers: Mapping[str, str]) -> str | None:
