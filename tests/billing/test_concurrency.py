@@ -1,0 +1,209 @@
+"""The books under real parallel work: many connections, one Postgres.
+
+State machines are sequential; these are not. Each thread has its own connection and
+draws movements with repeated ids, doubled settlements and rollbacks.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import pytest
+from django.db import OperationalError, connection, transaction
+
+from billing import ledger
+from billing.errors import (
+    AlreadySettled,
+    InsufficientCredits,
+    LedgerError,
+    UnknownHold,
+)
+from billing.models import Account, Hold
+from tests.billing.factories import Customer, make_customer
+
+pytestmark = pytest.mark.django_db(transaction=True)
+T = TypeVar("T")
+
+
+def in_threads(count: int, act: Callable[[int], T]) -> list[T]:
+    """Call ``act(0..count-1)`` at once, each on a connection of its own."""
+    start = threading.Barrier(min(count, 50))
+
+    def run(number: int) -> T:
+        try:
+            if number < start.parties:
+                start.wait(20)
+            return act(number)
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(min(count, 50)) as pool:
+        return list(pool.map(run, range(count)))
+
+
+def outcome(act: Callable[[], Any]) -> str:
+    try:
+        act()
+    except LedgerError as error:
+        return type(error).__name__
+    return "done"
+
+
+@pytest.fixture
+def customers() -> Iterator[list[Customer]]:
+    made = [make_customer(name, credits=100) for name in ("alice", "bob", "mallory")]
+    yield made
+    assert ledger.check() == []
+
+
+def test_a_hundred_at_once_with_money_for_one(customers: list[Customer]) -> None:
+    alice = customers[0]
+    results = Counter(
+        in_threads(100, lambda n: outcome(lambda: alice.hold(60, f"video-{n}")))
+    )
+    assert results == {"done": 1, "InsufficientCredits": 99}
+    assert (alice.available, alice.held) == (40, 60)
+
+
+def test_fifty_at_once_under_one_reference_hold_once(customers: list[Customer]) -> None:
+    alice = customers[0]
+    holds = in_threads(50, lambda _: alice.hold(1, "video-1"))
+    assert len({hold.pk for hold in holds}) == 1
+    assert alice.held == 1
+
+
+def test_a_daily_cap_holds_against_a_race(customers: list[Customer]) -> None:
+    alice = customers[0]
+    Account.objects.filter(pk=alice.id).update(daily_spend_cap_millicredits=10_000)
+    results = Counter(
+        in_threads(30, lambda n: outcome(lambda: alice.hold(3, f"video-{n}")))
+    )
+    assert results == {"done": 3, "SpendCapReached": 27}
+
+
+def test_capture_and_release_at_once_settle_once(customers: list[Customer]) -> None:
+    alice = customers[0]
+    for number in range(25):
+        alice.hold(1, f"video-{number}")
+
+    def settle(number: int) -> str:
+        act = alice.capture if number % 2 else alice.release
+        return outcome(lambda: act(f"video-{number // 2}"))
+
+    assert Counter(in_threads(50, settle)) == {"done": 25, "AlreadySettled": 25}
+    assert alice.held == 0
+
+
+def test_the_first_hold_of_a_new_test_wallet_may_come_twice() -> None:
+    account = Account.objects.create(name="new", plan_id="free")
+    rehearsing = Customer(account, "test")
+    in_threads(10, lambda n: rehearsing.hold(1, f"video-{n}"))
+    assert rehearsing.held == 10
+    assert ledger.check() == []
+
+
+class Rollback(Exception):
+    """Thrown on purpose, to undo what a transaction did."""
+
+
+class Chaos:
+    """One thread's random walk over the ledger."""
+
+    def __init__(self, customers: list[Customer], seed: int, until: float) -> None:
+        self.customers = customers
+        self.random = random.Random(seed)
+        self.until = until
+        self.done: Counter[str] = Counter()
+
+    def run(self) -> Counter[str]:
+        moves = [self.grant, self.hold, self.hold, self.capture, self.release]
+        moves += [self.refund, self.expire, self.several]
+        while time.monotonic() < self.until:
+            move = self.random.choice(moves)
+            try:
+                with transaction.atomic():
+                    move()
+                    if self.random.random() < 0.1:
+                        raise Rollback
+            except (Rollback, LedgerError, OperationalError) as error:
+                self.done[type(error).__name__] += 1
+                if isinstance(error, OperationalError):
+                    raise
+            else:
+                self.done[move.__name__] += 1
+        return self.done
+
+    def someone(self) -> Customer:
+        return self.random.choice(self.customers)
+
+    def reference(self) -> str:
+        # few ids, so that threads meet on the same ones
+        return f"video-{self.random.randrange(400)}"
+
+    def hold(self) -> None:
+        reference = self.reference()
+        # the amount belongs to the reference, as a retried request's would
+        self.someone().hold(int(reference[6:]) % 7, reference)
+
+    def grant(self) -> None:
+        number = self.random.randrange(10_000)
+        lives = self.random.choice([None, 0.0, 0.05, 0.5, 60.0])
+        expires_at = lives if lives is None else _in(lives)
+        ledger.grant(
+            **self.someone().wallet,
+            reference=f"gift-{number}",
+            amount_millicredits=1000 + number,
+            expires_at=expires_at,
+            priority=number % 3,
+        )
+
+    def capture(self) -> None:
+        part = self.random.choice([None, None, 1])
+        self.someone().capture(self.reference(), part)
+
+    def release(self) -> None:
+        self.someone().release(self.reference())
+
+    def refund(self) -> None:
+        self.someone().refund(self.reference(), self.random.choice([0.5, 1, 2]))
+
+    def expire(self) -> None:
+        ledger.expire_due()
+
+    def several(self) -> None:
+        """A job's end and the next one's start, in one transaction."""
+        customer = self.someone()
+        ledger.lock_wallet(**customer.wallet)
+        customer.hold(1, f"pair-{self.random.randrange(10**9)}")
+        customer.capture(self.reference())
+
+
+def _in(seconds: float) -> datetime:
+    return datetime.now(UTC) + timedelta(seconds=seconds)
+
+
+@pytest.mark.timeout(60)
+def test_twelve_threads_of_random_work_leave_the_books_whole(
+    customers: list[Customer],
+) -> None:
+    until = time.monotonic() + 10
+    counts = sum(
+        in_threads(12, lambda n: Chaos(customers, seed=n, until=until).run()),
+        Counter[str](),
+    )
+    # every kind of move must really have happened, refused and rolled back too
+    for kind in ("grant", "hold", "capture", "release", "refund", "several"):
+        assert counts[kind] > 10, counts
+    for refusal in (AlreadySettled, InsufficientCredits, UnknownHold, Rollback):
+        assert counts[refusal.__name__] > 0, counts
+    assert counts["LedgerBroken"] == 0, counts
+    settled = Hold.objects.exclude(state="open")
+    assert settled.count() > 50
+    # the fixture checks the books

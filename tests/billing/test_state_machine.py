@@ -1,0 +1,157 @@
+"""Any sequence of movements leaves the wallet as a plain dict would say it is."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+
+from billing import ledger
+from billing.errors import (
+    AlreadySettled,
+    AmountTooLarge,
+    InsufficientCredits,
+    ReferenceReused,
+    UnknownHold,
+)
+from tests.billing.factories import make_customer
+
+REFERENCES = st.sampled_from(["v1", "v2", "v3", "v4"])
+AMOUNTS = st.integers(0, 5000)
+_numbers = itertools.count(1)
+
+
+class Books(RuleBasedStateMachine):
+    """The model: credits to spend, and each hold as [amount, state, captured, refunded]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.customer = make_customer(f"customer-{next(_numbers)}")
+        self.available = 0
+        self.holds: dict[str, list[Any]] = {}
+        self.gifts: dict[str, int] = {}
+
+    @rule(gift=st.sampled_from(["g1", "g2", "g3"]), amount=st.integers(1, 5000))
+    def grant(self, gift: str, amount: int) -> None:
+        if self.gifts.get(gift, amount) != amount:
+            with pytest.raises(ReferenceReused):
+                self._grant(gift, amount)
+            return
+        self._grant(gift, amount)
+        if gift not in self.gifts:
+            self.gifts[gift] = amount
+            self.available += amount
+
+    def _grant(self, gift: str, amount: int) -> None:
+        ledger.grant(**self.customer.wallet, reference=gift, amount_millicredits=amount)
+
+    @rule(reference=REFERENCES, amount=AMOUNTS)
+    def hold(self, reference: str, amount: int) -> None:
+        known = self.holds.get(reference)
+        expected: type[Exception] | None = None
+        if known is not None:
+            expected = None if known[0] == amount else ReferenceReused
+        elif amount > self.available:
+            expected = InsufficientCredits
+        self._expect(expected, "hold", reference, amount_millicredits=amount)
+        if known is None and expected is None:
+            self.available -= amount
+            self.holds[reference] = [amount, "open", 0, 0]
+
+    @rule(reference=REFERENCES, amount=AMOUNTS)
+    def capture(self, reference: str, amount: int) -> None:
+        known = self.holds.get(reference)
+        expected: type[Exception] | None = None
+        if known is None:
+            expected = UnknownHold
+        elif amount > known[0]:
+            expected = AmountTooLarge
+        elif known[1] == "released" or (known[1] == "captured" and known[2] != amount):
+            expected = AlreadySettled
+        self._expect(expected, "capture", reference, amount_millicredits=amount)
+        if known is not None and expected is None and known[1] == "open":
+            self.available += known[0] - amount
+            known[1:3] = ["captured", amount]
+
+    @rule(reference=REFERENCES)
+    def release(self, reference: str) -> None:
+        known = self.holds.get(reference)
+        expected: type[Exception] | None = None
+        if known is None:
+            expected = UnknownHold
+        elif known[1] == "captured":
+            expected = AlreadySettled
+        self._expect(expected, "release", reference)
+        if known is not None and known[1] == "open":
+            self.available += known[0]
+            known[1] = "released"
+
+    @rule(reference=REFERENCES, amount=st.integers(1, 5000))
+    def refund(self, reference: str, amount: int) -> None:
+        known = self.holds.get(reference)
+        expected: type[Exception] | None = None
+        if known is None:
+            expected = UnknownHold
+        elif known[1] != "captured" or known[3] not in (0, amount):
+            expected = AlreadySettled
+        elif amount > known[2]:
+            expected = AmountTooLarge
+        self._expect(
+            expected,
+            "refund",
+            reference,
+            amount_millicredits=amount,
+            actor="olga",
+            reason="black",
+        )
+        if known is not None and expected is None and not known[3]:
+            self.available += amount
+            known[3] = amount
+
+    @rule()
+    def everything_that_can_die_dies(self) -> None:
+        gifts = [name for name, left in self.customer.grants().items() if left]
+        for gift in gifts[:1]:
+            left = round(self.customer.grants()[gift] * 1000)
+            self.customer.let_die(gift)
+            self.available -= left
+
+    def _expect(
+        self, error: type[Exception] | None, move: str, reference: str, **details: Any
+    ) -> None:
+        act = getattr(ledger, move)
+        if error is None:
+            act(**self.customer.wallet, reference=reference, **details)
+            return
+        with pytest.raises(error):
+            act(**self.customer.wallet, reference=reference, **details)
+
+    @invariant()
+    def the_wallet_is_as_the_model_says(self) -> None:
+        balance = self.customer.balance
+        held = sum(hold[0] for hold in self.holds.values() if hold[1] == "open")
+        assert balance.available_millicredits == self.available
+        assert balance.held_millicredits == held
+
+    def teardown(self) -> None:
+        assert ledger.check(account_id=self.customer.id) == []
+
+
+@pytest.mark.django_db
+@pytest.mark.timeout(120)
+def test_any_sequence_of_movements_matches_the_model() -> None:
+    run_state_machine_as_test(
+        Books,
+        settings=settings(
+            max_examples=25, stateful_step_count=25, deadline=None, derandomize=True
+        ),
+    )

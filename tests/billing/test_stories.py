@@ -1,0 +1,441 @@
+"""Worked accounting stories: who has how many credits after what."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from django.db import connection, transaction
+
+from billing import keys, ledger
+from billing.errors import (
+    AlreadySettled,
+    AmountTooLarge,
+    InsufficientCredits,
+    ReferenceReused,
+    SpendCapReached,
+    UnknownAccount,
+    UnknownHold,
+    WalletFrozen,
+)
+from billing.models import Account, Transfer
+from tests.billing.factories import Customer, make_customer
+
+pytestmark = pytest.mark.django_db
+TOMORROW = datetime.now(UTC) + timedelta(days=1)
+NEXT_YEAR = datetime.now(UTC) + timedelta(days=365)
+
+
+def test_a_video_that_succeeds_costs_what_was_held(alice: Customer) -> None:
+    alice.hold(20, "video-1")
+    assert (alice.available, alice.held) == (80, 20)
+    alice.capture("video-1")
+    assert (alice.available, alice.held) == (80, 0)
+
+
+def test_a_video_that_fails_costs_nothing(alice: Customer) -> None:
+    alice.hold(20, "video-1")
+    alice.release("video-1")
+    assert (alice.available, alice.held) == (100, 0)
+
+
+def test_a_shorter_video_gives_the_rest_back_at_once(alice: Customer) -> None:
+    alice.hold(50, "video-1")
+    alice.capture("video-1", 30.125)
+    assert (alice.available, alice.held) == (69.875, 0)
+
+
+def test_an_operator_refunds_a_bad_video(alice: Customer) -> None:
+    alice.hold(50, "video-1")
+    alice.capture("video-1")
+    alice.refund("video-1", 20)
+    assert alice.available == 70
+    refund, capture, *_ = alice.statement()
+    assert (refund.kind, refund.actor, refund.reason) == (
+        "refund",
+        "olga",
+        "the video was black",
+    )
+    assert (capture.kind, capture.available_after_millicredits) == ("capture", 50_000)
+
+
+def test_a_refund_reverses_exactly_its_capture(alice: Customer) -> None:
+    alice.hold(50, "video-1")
+    alice.capture("video-1")
+    alice.refund("video-1", 50)
+    refund = Transfer.objects.get(kind="refund", wallet__account=alice.id)
+    assert refund.reverses is not None
+    assert refund.reverses.kind == "capture"
+    assert refund.reverses.reference == "video-1"
+
+
+def test_bob_without_credits_is_told_what_he_lacks(bob: Customer) -> None:
+    with pytest.raises(InsufficientCredits) as refusal:
+        bob.hold(20, "video-1")
+    assert refusal.value.required_millicredits == 20_000
+    assert refusal.value.available_millicredits == 0
+    assert bob.statement() == []
+
+
+def test_a_refusal_leaves_the_callers_transaction_usable(bob: Customer) -> None:
+    with transaction.atomic():
+        with pytest.raises(InsufficientCredits):
+            bob.hold(20, "video-1")
+        bob.grant(20)
+        bob.hold(20, "video-2")
+    assert (bob.available, bob.held) == (0, 20)
+
+
+def test_something_free_is_held_captured_and_released_too(bob: Customer) -> None:
+    bob.hold(0, "video-1")
+    bob.capture("video-1")
+    bob.hold(0, "video-2")
+    bob.release("video-2")
+    assert [line.kind for line in bob.statement()] == [
+        "release",
+        "hold",
+        "capture",
+        "hold",
+    ]
+    assert ledger.check(account_id=bob.id) == []
+
+
+def test_every_movement_twice_is_the_same_as_once(alice: Customer) -> None:
+    for _ in range(2):
+        alice.grant(10, "birthday")
+        alice.hold(30, "video-1")
+        alice.capture("video-1", 25)
+        alice.refund("video-1", 5)
+        alice.hold(7, "video-2")
+        alice.release("video-2")
+    assert (alice.available, alice.held) == (90, 0)
+    assert len(alice.statement()) == 7
+
+
+@pytest.mark.parametrize(
+    ("again", "error"),
+    [
+        (lambda alice: alice.grant(11, "birthday"), ReferenceReused),
+        (lambda alice: alice.hold(31, "video-1"), ReferenceReused),
+        (lambda alice: alice.capture("video-1", 24), AlreadySettled),
+        (lambda alice: alice.release("video-1"), AlreadySettled),
+        (lambda alice: alice.capture("video-2"), AlreadySettled),
+        (lambda alice: alice.refund("video-2", 1), AlreadySettled),
+        (lambda alice: alice.refund("video-1", 4), AlreadySettled),
+        (lambda alice: alice.capture("video-3"), UnknownHold),
+        (lambda alice: alice.release("video-3"), UnknownHold),
+    ],
+)
+def test_the_same_reference_for_something_else_is_refused(
+    alice: Customer, again: Any, error: type[Exception]
+) -> None:
+    alice.grant(10, "birthday")
+    alice.hold(30, "video-1")
+    alice.capture("video-1", 25)
+    alice.refund("video-1", 5)
+    alice.hold(7, "video-2")
+    alice.release("video-2")
+    before = alice.statement()
+    with pytest.raises(error):
+        again(alice)
+    assert alice.statement() == before
+
+
+def test_nobody_captures_or_refunds_more_than_there_is(alice: Customer) -> None:
+    alice.hold(30, "video-1")
+    with pytest.raises(AmountTooLarge):
+        alice.capture("video-1", 30.001)
+    alice.capture("video-1", 20)
+    with pytest.raises(AmountTooLarge):
+        alice.refund("video-1", 20.001)
+
+
+@pytest.mark.parametrize("credits", [-1, -0.001])
+def test_negative_amounts_are_a_programming_error(
+    alice: Customer, credits: float
+) -> None:
+    with pytest.raises(ValueError, match="cannot hold"):
+        alice.hold(credits, "video-1")
+    with pytest.raises(ValueError, match="not a gift"):
+        alice.grant(credits)
+
+
+def test_mallory_cannot_settle_what_alice_holds(
+    alice: Customer, mallory: Customer
+) -> None:
+    alice.hold(20, "video-1")
+    with pytest.raises(UnknownHold):
+        mallory.release("video-1")
+    assert (
+        ledger.find_hold(account_id=mallory.id, mode="live", reference="video-1")
+        is None
+    )
+    assert alice.held == 20
+
+
+def test_the_same_reference_lives_in_every_wallet(
+    alice: Customer, mallory: Customer
+) -> None:
+    alice.hold(20, "video-1")
+    mallory.hold(30, "video-1")
+    alice.release("video-1")
+    assert (alice.held, mallory.held) == (0, 30)
+
+
+def test_an_unknown_account_has_no_wallet() -> None:
+    stranger = Customer(Account(name="nobody"))
+    with pytest.raises(UnknownAccount):
+        stranger.hold(1, "video-1")
+
+
+# --- Grants ---------------------------------------------------------------------------
+
+
+def test_credits_burn_by_priority_then_expiry_then_age(bob: Customer) -> None:
+    bob.grant(10, "lasting")
+    bob.grant(10, "dies-next-year", expires_at=NEXT_YEAR)
+    bob.grant(10, "dies-tomorrow", expires_at=TOMORROW)
+    bob.grant(10, "first-of-all", priority=1)
+    bob.grant(10, "lasting-too")
+    spent: list[str] = []
+    for number in range(5):
+        bob.hold(10, f"video-{number}")
+        spent += [
+            name
+            for name, left in bob.grants().items()
+            if not left and name not in spent
+        ]
+    assert spent == [
+        "first-of-all",
+        "dies-tomorrow",
+        "dies-next-year",
+        "lasting",
+        "lasting-too",
+    ]
+
+
+def test_what_comes_back_returns_to_the_grant_burnt_last(bob: Customer) -> None:
+    bob.grant(10, "dies-tomorrow", expires_at=TOMORROW)
+    bob.grant(10, "lasting")
+    bob.hold(15, "video-1")
+    assert bob.grants() == {"dies-tomorrow": 0, "lasting": 5}
+    bob.capture("video-1", 8)
+    assert bob.grants() == {"dies-tomorrow": 2, "lasting": 10}
+    bob.refund("video-1", 3)
+    assert bob.grants() == {"dies-tomorrow": 5, "lasting": 10}
+
+
+def test_expired_credits_cannot_be_spent(bob: Customer) -> None:
+    bob.grant(10, "promotion", expires_at=TOMORROW)
+    bob.grant(5, "lasting")
+    bob.let_die("promotion")
+    assert bob.available == 5
+    with pytest.raises(InsufficientCredits) as refusal:
+        bob.hold(6, "video-1")
+    assert refusal.value.available_millicredits == 5000
+    bob.hold(5, "video-2")
+    assert bob.grants() == {"promotion": 0, "lasting": 0}
+    assert ledger.check(account_id=bob.id) == []
+
+
+def test_credits_released_into_a_dead_grant_live_a_week_more(bob: Customer) -> None:
+    bob.grant(10, "promotion", expires_at=TOMORROW)
+    bob.hold(8, "video-1")
+    bob.let_die("promotion")
+    bob.release("video-1")
+    assert bob.available == 8
+    expiry = bob.balance.next_expiry
+    assert expiry is not None
+    amount, expires_at = expiry
+    assert amount == 8000
+    assert timedelta(days=6, hours=23) < expires_at - datetime.now(UTC)
+    bob.hold(8, "video-2")
+    bob.capture("video-2")
+    assert (bob.available, bob.held) == (0, 0)
+    assert ledger.check(account_id=bob.id) == []
+
+
+def test_a_reissued_grant_that_dies_too_is_reissued_again(bob: Customer) -> None:
+    bob.grant(10, "promotion", expires_at=TOMORROW)
+    for number in range(3):
+        bob.hold(10, f"video-{number}")
+        bob.let_die(list(bob.grants())[-1])
+        bob.release(f"video-{number}")
+        assert bob.available == 10
+    assert ledger.check(account_id=bob.id) == []
+
+
+def test_the_housekeeper_expires_what_is_due(bob: Customer, alice: Customer) -> None:
+    bob.grant(10, "promotion", expires_at=TOMORROW)
+    alice.grant(10, "promotion", expires_at=TOMORROW)
+    bob.let_die("promotion")
+    assert ledger.expire_due() == 10_000
+    assert ledger.expire_due() == 0
+    assert [line.kind for line in bob.statement()] == ["expire", "grant"]
+    assert alice.available == 110
+    assert ledger.check(account_id=bob.id) == []
+
+
+# --- Payments -------------------------------------------------------------------------
+
+
+def buy(customer: Customer, credits: int, payment_id: str) -> None:
+    ledger.purchase(
+        **customer.wallet, payment_id=payment_id, amount_millicredits=credits * 1000
+    )
+
+
+def take_back(customer: Customer, payment_id: str) -> None:
+    ledger.take_back(
+        **customer.wallet, payment_id=payment_id, actor="olga", reason="chargeback"
+    )
+
+
+def test_a_payment_is_credited_once(bob: Customer, alice: Customer) -> None:
+    buy(bob, 50, "pay_1")
+    buy(bob, 50, "pay_1")
+    assert bob.available == 50
+    with pytest.raises(ReferenceReused):
+        buy(alice, 50, "pay_1")
+    with pytest.raises(ReferenceReused):
+        buy(bob, 60, "pay_1")
+
+
+def test_a_charged_back_payment_takes_what_is_left_and_leaves_a_debt(
+    bob: Customer,
+) -> None:
+    buy(bob, 50, "pay_1")
+    bob.hold(20, "video-1")
+    bob.capture("video-1")
+    take_back(bob, "pay_1")
+    take_back(bob, "pay_1")
+    assert bob.available == 0
+    assert bob.balance.debt_millicredits == 20_000
+    buy(bob, 50, "pay_2")
+    assert bob.available == 30
+    assert bob.balance.debt_millicredits == 0
+    assert ledger.check(account_id=bob.id) == []
+
+
+def test_a_taken_back_payment_that_had_repaid_a_debt_is_owed_whole(
+    bob: Customer,
+) -> None:
+    buy(bob, 50, "pay_1")
+    bob.hold(50, "video-1")
+    bob.capture("video-1")
+    take_back(bob, "pay_1")
+    buy(bob, 60, "pay_2")
+    take_back(bob, "pay_2")
+    assert bob.balance.debt_millicredits == 50_000
+    assert ledger.check(account_id=bob.id) == []
+
+
+# --- Caps, freezing, test wallets -----------------------------------------------------
+
+
+def test_the_accounts_daily_cap_counts_what_was_held_less_what_came_back(
+    alice: Customer,
+) -> None:
+    Account.objects.filter(pk=alice.id).update(daily_spend_cap_millicredits=50_000)
+    alice.hold(30, "video-1")
+    with pytest.raises(SpendCapReached) as refusal:
+        alice.hold(21, "video-2")
+    assert (refusal.value.owner, refusal.value.spent_millicredits) == (
+        "account",
+        30_000,
+    )
+    alice.hold(20, "video-3")
+    alice.hold(20, "video-3")  # again is not more
+    alice.release("video-3")
+    alice.capture("video-1", 25)
+    alice.refund("video-1", 5)
+    alice.hold(30, "video-4")
+    with pytest.raises(SpendCapReached):
+        alice.hold(0.001, "video-5")
+
+
+def test_yesterdays_spending_does_not_count_today(alice: Customer) -> None:
+    Account.objects.filter(pk=alice.id).update(daily_spend_cap_millicredits=50_000)
+    alice.hold(50, "video-1")
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE billing_hold SET created_at = created_at - interval '1 day' "
+            "WHERE reference = 'video-1'"
+        )
+    alice.hold(50, "video-2")
+    assert alice.held == 100
+
+
+def test_a_keys_daily_cap_binds_that_key_alone(alice: Customer) -> None:
+    capped, _ = keys.mint(alice.account, "live", daily_spend_cap_millicredits=10_000)
+    free, _ = keys.mint(alice.account, "live")
+    alice.hold(30, "video-1", api_key_id=free.pk)
+    alice.hold(10, "video-2", api_key_id=capped.pk)
+    with pytest.raises(SpendCapReached) as refusal:
+        alice.hold(1, "video-3", api_key_id=capped.pk)
+    assert refusal.value.owner == "key"
+    alice.hold(30, "video-4", api_key_id=free.pk)
+
+
+def test_a_frozen_wallet_refuses_new_holds_and_settles_open_ones(
+    alice: Customer,
+) -> None:
+    alice.hold(20, "video-1")
+    ledger.freeze(**alice.wallet)
+    with pytest.raises(WalletFrozen):
+        alice.hold(1, "video-2")
+    assert alice.hold(20, "video-1").state == "open"
+    alice.capture("video-1")
+    ledger.freeze(**alice.wallet, frozen=False)
+    alice.hold(80, "video-3")
+
+
+def test_a_test_wallet_never_runs_dry_and_its_books_add_up() -> None:
+    bob = make_customer("bob", mode="test")
+    for number in range(12):
+        bob.hold(300, f"video-{number}")
+        bob.capture(f"video-{number}")
+    bob.hold(5000, "a-big-one")
+    assert {line.kind for line in bob.statement()} == {"grant", "hold", "capture"}
+    assert ledger.check(account_id=bob.id) == []
+
+
+def test_a_test_wallet_touches_no_live_credits(alice: Customer) -> None:
+    rehearsing = Customer(alice.account, "test")
+    rehearsing.hold(40, "video-1")
+    assert (alice.available, alice.held) == (100, 0)
+
+
+def test_the_hold_that_crosses_the_low_mark_says_so(alice: Customer) -> None:
+    Account.objects.filter(pk=alice.id).update(
+        low_balance_threshold_millicredits=50_000
+    )
+    assert not alice.hold(50, "video-1").crossed_low_balance
+    assert alice.hold(1, "video-2").crossed_low_balance
+    assert not alice.hold(1, "video-3").crossed_low_balance
+
+
+def test_a_statement_reads_backwards_page_by_page(alice: Customer) -> None:
+    for number in range(5):
+        alice.hold(1, f"video-{number}")
+    first = alice.statement(limit=4)
+    rest = alice.statement(limit=4, before=first[-1].id)
+    assert [line.reference for line in first + rest] == [
+        "video-4",
+        "video-3",
+        "video-2",
+        "video-1",
+        "video-0",
+        "opening",
+    ]
+    assert first[0].available_after_millicredits == 95_000
+
+
+def test_a_hold_takes_three_statements_and_settling_four(
+    alice: Customer, django_assert_num_queries: Any
+) -> None:
+    with django_assert_num_queries(3):
+        alice.hold(1, "video-1")
+    with django_assert_num_queries(4):
+        alice.capture("video-1")
