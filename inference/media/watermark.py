@@ -2,7 +2,8 @@
 
 A mark is drawn once per clip size, as white letters with a dark outline on a dark plate,
 so it reads on white, black and noise alike; each frame then pays only for the pixels
-under the plates. Frames are never kept.
+under the plates. RGB arrays and the encoder's yuv420p pictures are marked alike. Frames
+are never kept.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 if TYPE_CHECKING:
+    from av import VideoFrame
     from numpy.typing import NDArray
 
     from inference.contracts import Frame
@@ -30,18 +32,27 @@ _PLATE_OPACITY = 150  # of 255; looked at on white, black and noise, 64 px to 4k
 
 
 @dataclass(frozen=True)
-class _Mark:
-    """One plate, ready to blend: ``ink`` is colour times alpha, ``keep`` is 255 - alpha."""
+class _Blend:
+    """A patch for one plane: ``ink`` is value times alpha, ``keep`` is 255 - alpha."""
 
     top: int
     left: int
     ink: NDArray[np.uint16]
     keep: NDArray[np.uint16]
 
-    def burn(self, frame: Frame) -> None:
+    def onto(self, plane: NDArray[np.uint8]) -> None:
         height, width = self.keep.shape[:2]
-        region = frame[self.top : self.top + height, self.left : self.left + width]
+        region = plane[self.top : self.top + height, self.left : self.left + width]
         region[:] = (region * self.keep + self.ink + 127) // 255
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """One plate, ready for an RGB frame and for the two kinds of yuv420p plane."""
+
+    rgb: _Blend
+    luma: _Blend
+    chroma: _Blend
 
 
 class Watermark:
@@ -77,8 +88,22 @@ class Watermark:
                 f"the marks are for {self.width}x{self.height}"
             )
         for mark in self._marks:
-            mark.burn(frame)
+            mark.rgb.onto(frame)
         return frame
+
+    def burn_picture(self, picture: VideoFrame) -> None:
+        """Mark a yuv420p picture of limited range; it must be nobody else's."""
+        if (picture.width, picture.height) != (self.width, self.height):
+            raise ValueError(
+                f"picture is {picture.width}x{picture.height}, "
+                f"the marks are for {self.width}x{self.height}"
+            )
+        for mark in self._marks:
+            for plane, blend in zip(
+                picture.planes, (mark.luma, mark.chroma, mark.chroma), strict=True
+            ):
+                pixels = np.frombuffer(memoryview(plane), np.uint8)
+                blend.onto(pixels.reshape(-1, plane.line_size))
 
     def _corner_label(self) -> _Mark:
         size = max(_SMALLEST_PX, round(min(self.width, self.height) * _LABEL_SHARE))
@@ -147,13 +172,24 @@ def _plate(text: str, size: int) -> Image.Image:
 def _mark(
     plate: Image.Image, *, left: int, top: int, frame_size: tuple[int, int]
 ) -> _Mark:
+    # Even edges, so that each 2x2 block of pixels has one chroma sample of its own.
+    left, top = left - left % 2, top - top % 2
     width = min(plate.width, frame_size[0] - left)
     height = min(plate.height, frame_size[1] - top)
-    pixels = np.asarray(plate.crop((0, 0, width, height)), dtype=np.uint16)
-    alpha = pixels[..., 3:]
+    pixels = np.zeros((height + height % 2, width + width % 2, 4), np.uint16)
+    pixels[:height, :width] = np.asarray(plate.crop((0, 0, width, height)))
+    alpha = pixels[..., 3]
+    halved = alpha.reshape(len(alpha) // 2, 2, -1, 2).mean(axis=(1, 3))
+    chroma_alpha = np.round(halved).astype(np.uint16)
+    level = np.round(16 + pixels[..., 0] * 219 / 255).astype(np.uint16)
+    rgb_alpha = np.repeat(alpha[:height, :width, None], 3, axis=2)
     return _Mark(
-        top=top,
-        left=left,
-        ink=pixels[..., :3] * alpha,
-        keep=np.repeat(np.uint16(255) - alpha, 3, axis=2),
+        rgb=_Blend(top, left, pixels[:height, :width, :3] * rgb_alpha, 255 - rgb_alpha),
+        luma=_Blend(
+            top,
+            left,
+            (level * alpha)[:height, :width],
+            (255 - alpha)[:height, :width],
+        ),
+        chroma=_Blend(top // 2, left // 2, 128 * chroma_alpha, 255 - chroma_alpha),
     )
