@@ -228,6 +228,13 @@ def publish(
     return published
 
 
+def add(row: Price, *, effective_from: datetime | None = None) -> list[PriceRow]:
+    """Publish a new version that has ``row`` beside what counts today."""
+    forget()
+    beside = _current_book().get((row.model, row.operation), ())
+    return publish([*beside, row], effective_from=effective_from)
+
+
 def reprice(row: PriceRow, **changes: Any) -> list[PriceRow]:
     """Publish a new version in which only ``row`` differs, by ``changes``."""
     effective_from = changes.pop("effective_from", None)
