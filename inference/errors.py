@@ -11,6 +11,7 @@ RenderError                     any failure of one step
 ├── FetchFailed                 a customer's or provider's address did not answer well
 ├── WeightsMissing              weights are not where they should be (permanent for this host)
 ├── ProviderError               an outside service refused or broke (see its ``fault``)
+│   └── AnswerLost              it may have taken the job; nobody knows yet
 └── OutageError                 one of our own services is away; never counts as a try
     └── StorageUnavailable
 
@@ -144,6 +145,15 @@ class ProviderError(RenderError):
             retry_after_seconds=retry_after_seconds,
         )
         self.fault = fault
+
+
+class AnswerLost(ProviderError):
+    """A submit went out and no id came back: reconcile before anyone retries or refunds."""
+
+    counts = False
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, fault=Fault.HEALTH)
 
 
 class OutageError(RenderError):
