@@ -25,7 +25,8 @@ ApiError                       any refusal; carries what a dialect needs to phra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import ClassVar
 
 
@@ -34,6 +35,8 @@ class ApiError(Exception):
 
     status: ClassVar[int] = 400
     code: str = "invalid_request"
+    #: for dialects that show rate limits
+    headers: Mapping[str, str] = MappingProxyType({})
 
     def __init__(
         self, message: str, *, field: str | None = None, code: str | None = None
@@ -179,12 +182,19 @@ class RateLimited(ApiError):
     status = 429
     code = "rate_limited"
 
-    def __init__(self, *, retry_after_seconds: int, limit: int) -> None:
+    def __init__(
+        self,
+        *,
+        retry_after_seconds: int,
+        limit: int,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(
             f"Rate limit exceeded. Retry after {retry_after_seconds} seconds."
         )
         self._retry_after_seconds = retry_after_seconds
         self.limit = limit
+        self.headers = headers or {}
 
     @property
     def retry_after_seconds(self) -> int:

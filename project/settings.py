@@ -263,6 +263,8 @@ WORK_DIR = Path(env.text("WORK_DIR", str(ZOETROPE_HOME / "work")))
 EGRESS_ALLOW_HOSTS = env.words("EGRESS_ALLOW_HOSTS")  # private host:port, also by http
 LORA_SOURCES = env.words("LORA_SOURCES")
 
+CONTEXT_FACTORY = "project.wiring.context"  # builds storage, egress and folders
+
 # --- Celery: the doorbell -------------------------------------------------------------
 CELERY_BROKER_URL = REDIS_URL
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True

@@ -41,7 +41,7 @@ class Operation(StrEnum):
     MODEL = "model"
     BALANCE = "balance"
     LEDGER = "ledger"
-    TOKEN = "token"
+    TOKEN = "token"  # noqa: S105 - an operation, not a secret
     KEYS_LIST = "keys_list"
     KEY_CREATE = "key_create"
     KEY_REVOKE = "key_revoke"
@@ -334,7 +334,7 @@ class Field:
     name: str
     type: str
     rule: str
-    default: str = "–"
+    default: str = "-"
     required: bool = False
     meaning: str = ""
     canonical: str = ""

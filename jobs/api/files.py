@@ -1,0 +1,43 @@
+"""Stable, unguessable addresses of finished files, for APIs that promise lasting links."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from django.core import signing
+from django.http import HttpResponse, HttpResponseRedirect, JsonResponse
+
+from jobs import context
+from jobs.display import PERMANENT_SALT
+from jobs.models import Job
+from jobs.states import Status
+
+if TYPE_CHECKING:
+    from django.http import HttpRequest, HttpResponseBase
+
+#: The redirect is followed at once; a short life keeps the target from being shared.
+LINK_SECONDS = 300
+_KEYS = {"video": "key", "poster": "poster_key"}
+
+
+def permanent(request: HttpRequest, token: str, name: str) -> HttpResponseBase:
+    """Redirect to a fresh signed URL of the file that ``token`` stands for."""
+    if request.method not in ("GET", "HEAD"):
+        return HttpResponse(status=405, headers={"Allow": "GET, HEAD"})
+    try:
+        job_id, kind = signing.loads(token, salt=PERMANENT_SALT).split(":")
+    except (signing.BadSignature, ValueError, AttributeError):
+        return _gone()
+    job = Job.objects.filter(
+        pk=job_id, status=Status.SUCCEEDED, files_deleted_at__isnull=True
+    ).first()
+    key = job.output.get(_KEYS[kind]) if job else None
+    if not key:
+        return _gone()
+    return HttpResponseRedirect(
+        context.get().storage.presign(key, seconds=LINK_SECONDS)
+    )
+
+
+def _gone() -> JsonResponse:
+    return JsonResponse({"title": "Not found", "status": 404}, status=404)

@@ -1,0 +1,390 @@
+"""What each operation does, the same for every dialect: a command in, a result out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from django.db.models import QuerySet
+
+from billing import errors as billing_errors
+from billing import keys, ledger, serializers
+from inference.catalogue import MODELS
+from jobs import context, display, intake, lifecycle, retention, routing
+from jobs.dialects import base
+from jobs.dialects.base import Dialect, Operation, Route, WireRequest
+from jobs.errors import (
+    ApiError,
+    InvalidRequest,
+    NotAcceptableNow,
+    NotFound,
+    NotImplementedHere,
+    Unauthenticated,
+)
+from jobs.models import Job
+from jobs.requests import JobRequest
+from jobs.states import Status
+
+if TYPE_CHECKING:
+    from billing.keys import Credential
+
+#: At most this many jobs are answered for in one call.
+MANY_MAX = 100
+
+
+@dataclass(frozen=True)
+class Call:
+    """Who asks, in which dialect, by which route."""
+
+    dialect: Dialect
+    route: Route
+    wire: WireRequest
+    credential: Credential | None
+
+    def require_credential(self) -> Credential:
+        if self.credential is None:
+            raise Unauthenticated
+        return self.credential
+
+    @property
+    def is_client_retry(self) -> bool:
+        count = self.wire.headers.get("x-stainless-retry-count", "0")
+        return count.isascii() and count.isdigit() and int(count[:4]) >= 1
+
+    def jobs(self) -> QuerySet[Job]:
+        """Return the jobs this caller may see here: its account's, mode's and dialect's."""
+        credential = self.require_credential()
+        mine = Job.objects.filter(
+            account_id=credential.account_id, mode=credential.mode
+        ).select_related("source")
+        if self.dialect.visible == "own":
+            mine = mine.filter(dialect=self.dialect.name)
+        return mine
+
+    def find(self, public_id: str) -> Job:
+        """Return the job of this id, or raise the NotFound a foreign id gets as well."""
+        found = self.find_many([public_id])
+        if not found:
+            raise NotFound
+        return found[public_id]
+
+    def find_many(self, ids: Sequence[str]) -> dict[str, Job]:
+        wanted = list(dict.fromkeys(ids))[:MANY_MAX]
+        if self.dialect.visible == "own":
+            rows = self.jobs().filter(public_id__in=wanted)
+            return {job.public_id: job for job in rows}
+        rows = self.jobs().filter(pk__in=[i for i in wanted if _is_uuid(i)])
+        return {str(job.pk): job for job in rows}
+
+    def view(self, job: Job, *, with_position: bool = False) -> base.JobView:
+        return display.view(
+            job,
+            dialect=self.dialect,
+            storage=context.get().storage,
+            base_url=self.wire.base_url,
+            with_position=with_position,
+        )
+
+
+@dataclass(frozen=True)
+class Content:
+    """A finished file on its way to the caller."""
+
+    chunks: Iterator[bytes]
+    size_bytes: int
+    content_type: str
+    filename: str
+
+
+# --------------------------------------------------------------------- creating
+
+
+def create(call: Call, command: base.Create) -> base.JobView:
+    return call.view(_submit(call, command.request))
+
+
+def create_many(call: Call, command: base.CreateMany) -> base.ManyResult:
+    """Submit each request on its own: some may be accepted and others refused."""
+    accepted: list[base.JobView] = []
+    refused: dict[str, ApiError] = {}
+    for number, request in enumerate(command.requests):
+        try:
+            accepted.append(call.view(_submit(call, request)))
+        except ApiError as error:
+            refused[str(number)] = error
+    return base.ManyResult(jobs=accepted, errors=refused)
+
+
+def remix(call: Call, command: base.Remix) -> base.JobView:
+    """Make the source's video again with another prompt."""
+    source = call.find(command.source_id)
+    if source.status != Status.SUCCEEDED or not source.inputs.get("image"):
+        raise NotAcceptableNow("Only a finished video can be remixed.")
+    request = JobRequest.load(source.request).replace(prompt=command.prompt, seed=None)
+    return call.view(_submit(call, request, source=source))
+
+
+def _submit(call: Call, request: JobRequest, *, source: Job | None = None) -> Job:
+    return intake.submit(
+        request,
+        credential=call.require_credential(),
+        dialect=call.dialect.name,
+        public_id=call.dialect.new_id(),
+        is_client_retry=call.is_client_retry,
+        source=source,
+    )
+
+
+def add_audio(call: Call, command: base.AddAudio) -> base.JobView:
+    raise NotImplementedHere("Changing the sound of a finished video.")
+
+
+def quote(call: Call, command: base.Create) -> intake.Quote:
+    return intake.quote(command.request, credential=call.require_credential())
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def status(call: Call, command: base.OneJob) -> base.JobView:
+    return call.view(call.find(command.id), with_position=True)
+
+
+def status_many(call: Call, command: base.ManyJobs) -> base.ManyResult:
+    found = call.find_many(command.ids)
+    return base.ManyResult(
+        jobs=[call.view(found[i]) for i in dict.fromkeys(command.ids) if i in found],
+        missing=[i for i in dict.fromkeys(command.ids) if i not in found],
+    )
+
+
+def list_jobs(call: Call, command: base.ListJobs) -> base.JobsPage:
+    rows = _filtered(call, command)
+    total = rows.count() if command.with_total else None
+    order = ("created_at", "id") if command.ascending else ("-created_at", "-id")
+    rows = rows.order_by(*order)
+    page = command.page or 1
+    if command.after:
+        rows = _after(rows, call.find(command.after), ascending=command.ascending)
+    elif page > 1:
+        rows = rows[(page - 1) * command.limit :]
+    jobs = list(rows[: command.limit + 1])
+    shown = jobs[: command.limit]
+    views = [call.view(job) for job in shown]
+    has_more = len(jobs) > command.limit
+    return base.JobsPage(
+        jobs=views,
+        has_more=has_more,
+        next_cursor=views[-1].id if has_more else None,
+        page=page,
+        limit=command.limit,
+        total=total,
+    )
+
+
+def _filtered(call: Call, command: base.ListJobs) -> QuerySet[Job]:
+    rows = call.jobs()
+    if command.statuses:
+        rows = rows.filter(status__in=command.statuses)
+    if command.model:
+        rows = rows.filter(model=command.model)
+    if command.created_after:
+        rows = rows.filter(created_at__gte=command.created_after)
+    if command.created_before:
+        rows = rows.filter(created_at__lt=command.created_before)
+    return rows
+
+
+def _after(rows: QuerySet[Job], last: Job, *, ascending: bool) -> QuerySet[Job]:
+    from django.db.models import Q
+
+    beyond = "gt" if ascending else "lt"
+    return rows.filter(
+        Q(**{f"created_at__{beyond}": last.created_at})
+        | Q(created_at=last.created_at, **{f"id__{beyond}": last.pk})
+    )
+
+
+def content(call: Call, command: base.OneJob) -> Content:
+    """Open a finished job's file; raise NotFound until there is one."""
+    job = call.find(command.id)
+    keys_of = {
+        "video": ("key", "video/mp4", "mp4"),
+        "thumbnail": ("poster_key", "image/jpeg", "jpg"),
+        "spritesheet": ("preview_key", "image/webp", "webp"),
+    }
+    if command.variant not in keys_of:
+        raise InvalidRequest("variant", f"Must be one of {', '.join(keys_of)}.")
+    name, content_type, suffix = keys_of[command.variant]
+    key = job.output.get(name)
+    if job.status != Status.SUCCEEDED or job.files_deleted_at or not key:
+        raise NotFound(f"{command.variant} for this job yet")
+    size_bytes, chunks = context.get().storage.open(key)
+    return Content(chunks, size_bytes, content_type, f"{job.public_id}.{suffix}")
+
+
+# ----------------------------------------------------------------------- ending
+
+
+def cancel(call: Call, command: base.OneJob) -> base.JobView:
+    job = call.find(command.id)
+    if command.only_queued and job.status != Status.QUEUED:
+        raise NotAcceptableNow("Only a job that has not begun can be canceled here.")
+    return call.view(lifecycle.cancel(job))
+
+
+def delete(call: Call, command: base.OneJob | base.ManyJobs) -> base.ManyResult:
+    """Remove files of finished jobs; queued ones are canceled first.
+
+    The job's record and its ledger entries stay. Jobs being worked on are refused.
+    """
+    ids = (command.id,) if isinstance(command, base.OneJob) else command.ids
+    found = call.find_many(ids)
+    gone: list[base.JobView] = []
+    refused: dict[str, ApiError] = {}
+    for public_id, job in found.items():
+        try:
+            gone.append(call.view(_delete(job)))
+        except ApiError as error:
+            refused[public_id] = error
+    missing = [i for i in dict.fromkeys(ids) if i not in found]
+    if isinstance(command, base.OneJob):
+        if missing:
+            raise NotFound
+        if refused:
+            raise refused[command.id]
+    return base.ManyResult(jobs=gone, missing=missing, errors=refused)
+
+
+def _delete(job: Job) -> Job:
+    if job.status == Status.RUNNING:
+        raise NotAcceptableNow("The job is being worked on; cancel it first.")
+    if job.status == Status.QUEUED:
+        job = lifecycle.cancel(job, reason="deleted by the customer")
+        if not Status(job.status).is_terminal:
+            raise NotAcceptableNow("The job is just being prepared; try again.")
+    retention.delete_files(job)
+    return Job.objects.get(pk=job.pk)
+
+
+# ---------------------------------------------------------------------- account
+
+
+def balance(call: Call, command: base.Ask) -> base.BalanceView:
+    credential = call.require_credential()
+    money = ledger.balance(account_id=credential.account_id, mode=credential.mode)
+    return base.BalanceView(
+        available_millicredits=money.available_millicredits,
+        held_millicredits=money.held_millicredits,
+        debt_millicredits=money.debt_millicredits,
+        is_frozen=money.frozen,
+        mode=credential.mode,
+        plan=credential.plan.code,
+        account_id=str(credential.account_id),
+        account_number=display.account_number(credential.account_id),
+    )
+
+
+def movements(call: Call, command: base.Ask) -> Mapping[str, Any]:
+    credential = call.require_credential()
+    try:
+        return serializers.list_ledger(credential, command.values)
+    except billing_errors.BadRequest as error:
+        raise InvalidRequest(error.field, error.reason) from error
+
+
+def models(call: Call, command: base.Ask) -> list[base.ModelView]:
+    names = {name: name for name in MODELS} | dict(routing.aliases())
+    return [_model_view(call, name, target) for name, target in names.items()]
+
+
+def model(call: Call, command: base.Ask) -> base.ModelView:
+    name = str(command.values["name"])
+    if (known := routing.lookup(name)) is None:
+        raise NotFound("model")
+    return _model_view(call, name, known.name)
+
+
+def _model_view(call: Call, name: str, target: str) -> base.ModelView:
+    credential = call.require_credential()
+    public = MODELS[target]
+    return base.ModelView(
+        model=public,
+        name=name,
+        available=routing.is_available(
+            public, mode=credential.mode, plan=credential.plan.code
+        ),
+    )
+
+
+def effects(call: Call, command: base.Ask) -> base.EffectsPage:
+    return base.EffectsPage(effects=())
+
+
+def token(call: Call, command: base.Token) -> str:
+    """Exchange a client id and secret for a bearer token: the API key itself.
+
+    The secret is an API key of ours; its id part is the client id.
+    """
+    try:
+        credential = keys.authenticate(command.client_secret)
+    except billing_errors.InvalidKey as error:
+        raise Unauthenticated from error
+    if credential.key_id != command.client_id:
+        raise Unauthenticated
+    return command.client_secret
+
+
+def keys_list(call: Call, command: base.Ask) -> Any:
+    return serializers.list_keys(call.require_credential())
+
+
+def key_create(call: Call, command: base.Ask) -> Any:
+    try:
+        return serializers.create_key(call.require_credential(), command.values)
+    except billing_errors.BadRequest as error:
+        raise InvalidRequest(error.field, error.reason) from error
+
+
+def key_revoke(call: Call, command: base.Ask) -> Any:
+    try:
+        return serializers.revoke_key(
+            call.require_credential(), str(command.values["id"])
+        )
+    except billing_errors.UnknownKey as error:
+        raise NotFound("key") from error
+
+
+Run = Callable[[Call, Any], Any]
+
+RUN: Mapping[Operation, Run] = {
+    Operation.CREATE: create,
+    Operation.CREATE_MANY: create_many,
+    Operation.REMIX: remix,
+    Operation.ADD_AUDIO: add_audio,
+    Operation.QUOTE: quote,
+    Operation.STATUS: status,
+    Operation.STATUS_MANY: status_many,
+    Operation.LIST: list_jobs,
+    Operation.CANCEL: cancel,
+    Operation.DELETE: delete,
+    Operation.BALANCE: balance,
+    Operation.LEDGER: movements,
+    Operation.MODELS: models,
+    Operation.MODEL: model,
+    Operation.EFFECTS: effects,
+    Operation.TOKEN: token,
+    Operation.KEYS_LIST: keys_list,
+    Operation.KEY_CREATE: key_create,
+    Operation.KEY_REVOKE: key_revoke,
+}
+
+
+def _is_uuid(text: str) -> bool:
+    from uuid import UUID
+
+    try:
+        return str(UUID(text)) == text.lower()
+    except ValueError:
+        return False

@@ -1,0 +1,40 @@
+"""The API's paths, made from the dialects' tables."""
+
+from __future__ import annotations
+
+import re
+
+from django.urls import URLPattern, path, re_path
+
+from jobs.api.files import permanent
+from jobs.api.views import Endpoint, unknown
+from jobs.dialects import DIALECTS, load_dialect
+from jobs.dialects.base import Route
+
+_PARAM = re.compile(r"\{(\w+)\}")
+
+
+def _converter(found: re.Match[str]) -> str:
+    # Some vendors' model names hold a slash; ids never do.
+    kind = "path" if found[1] == "name" else "str"
+    return f"<{kind}:{found[1]}>"
+
+
+def _patterns() -> list[URLPattern]:
+    found: list[URLPattern] = []
+    for name in DIALECTS:
+        by_path: dict[str, dict[str, Route]] = {}
+        for route in load_dialect(name).routes:
+            by_path.setdefault(route.path, {})[route.method] = route
+        for template, routes in by_path.items():
+            pattern = _PARAM.sub(_converter, template.lstrip("/"))
+            found.append(path(pattern, Endpoint(name, routes)))
+    return found
+
+
+urlpatterns: list[URLPattern] = [
+    *_patterns(),
+    path("files/<str:token>/<str:name>", permanent),
+    # Last: whatever no other path serves.
+    re_path(r"", unknown),
+]

@@ -1,0 +1,222 @@
+"""The one view behind every dialect: authenticate, read, parse, do, render.
+
+Each operation is a function from a command to a result; which wire format asked makes
+no difference to it. Whatever goes wrong becomes an answer in the caller's dialect.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, cast
+
+import structlog
+from django.db import InterfaceError, OperationalError
+from django.http import (
+    HttpResponse,
+    HttpResponseBase,
+    JsonResponse,
+    StreamingHttpResponse,
+)
+
+from billing import errors as billing_errors
+from billing import keys, throttles
+from jobs import idempotency
+from jobs.api import bodies, operations
+from jobs.dialects import base, load_dialect
+from jobs.dialects.base import Dialect, Operation, Route, WireRequest, WireResponse
+from jobs.errors import (
+    ApiError,
+    Forbidden,
+    MethodNotAllowed,
+    RateLimited,
+    RouteNotFound,
+    ServiceUnavailable,
+    Unauthenticated,
+)
+from jobs.routing import lookup
+
+if TYPE_CHECKING:
+    from django.http import HttpRequest
+
+log = structlog.get_logger()
+
+CREATING = frozenset(
+    {Operation.CREATE, Operation.CREATE_MANY, Operation.ADD_AUDIO, Operation.REMIX}
+)
+_BODILESS = frozenset({"GET", "HEAD", "DELETE"})
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """The view of one path of one dialect."""
+
+    dialect_name: str
+    routes: Mapping[str, Route]
+
+    def __call__(self, request: HttpRequest, **params: str) -> HttpResponseBase:
+        dialect = load_dialect(self.dialect_name)
+        method = "GET" if request.method == "HEAD" else str(request.method)
+        route = self.routes.get(method)
+        wire = _wire(request, params, route)
+        try:
+            return _serve(request, dialect, route, wire, list(self.routes))
+        except ApiError as refused:
+            return _refusal(dialect, refused, wire)
+        except (OperationalError, InterfaceError) as error:
+            # Postgres is away or overloaded: nothing was committed, so it may be retried.
+            log.error("database_unavailable", error=str(error))
+            return _refusal(dialect, ServiceUnavailable(), wire)
+
+
+def _serve(
+    request: HttpRequest,
+    dialect: Dialect,
+    route: Route | None,
+    wire: WireRequest,
+    allowed: list[str],
+) -> HttpResponseBase:
+    is_public = route is not None and route.scope is None
+    credential = None if is_public else _authenticate(dialect, wire)
+    if route is None:
+        raise MethodNotAllowed(allowed)
+    rate: Mapping[str, str] = {}
+    if credential is not None:
+        rate = _spend_request(credential, creates=route.operation in CREATING)
+        _require(credential, route)
+    if wire.method not in _BODILESS or request.META.get("CONTENT_LENGTH"):
+        body, files = bodies.read(request, limit_bytes=dialect.body_limit_bytes)
+        wire = replace(wire, body=body, files=files)
+    command = route.parse(wire, lookup)
+    call = operations.Call(
+        dialect=dialect, route=route, wire=wire, credential=credential
+    )
+    if route.operation is Operation.CONTENT:
+        return _stream(operations.content(call, cast("base.OneJob", command)))
+    answer = _answer(call, command)
+    return _response(answer, rate if dialect.show_rate else {}, wire)
+
+
+def _answer(call: operations.Call, command: base.Command) -> WireResponse:
+    run = partial(operations.RUN[call.route.operation], call, command)
+    if call.route.operation not in CREATING:
+        return call.route.render(run(), call.wire)
+    credential = call.require_credential()
+    return idempotency.once(
+        account_id=credential.account_id,
+        mode=credential.mode,
+        key=call.wire.headers.get(call.dialect.idempotency_header),
+        wire=call.wire,
+        create=lambda: call.route.render(run(), call.wire),
+    )
+
+
+# --------------------------------------------------------------------- the door
+
+
+def _wire(
+    request: HttpRequest, params: Mapping[str, str], route: Route | None
+) -> WireRequest:
+    return WireRequest(
+        method=str(request.method),
+        path=request.path,
+        operation=route.operation if route else None,
+        params=params,
+        query=bodies.query_of(request),
+        headers={name.lower(): value for name, value in request.headers.items()},
+        request_id=str(uuid.uuid4()),
+        base_url=f"{request.scheme}://{request.get_host()}",
+    )
+
+
+def _authenticate(dialect: Dialect, wire: WireRequest) -> keys.Credential:
+    presented = dialect.key_of(wire.headers)
+    if not presented:
+        raise Unauthenticated
+    try:
+        return keys.authenticate(presented)
+    except billing_errors.InvalidKey as error:
+        raise Unauthenticated from error
+
+
+def _require(credential: keys.Credential, route: Route) -> None:
+    try:
+        credential.require(cast("str", route.scope))
+    except billing_errors.MissingScope as error:
+        raise Forbidden(str(error), code="missing_scope") from error
+
+
+def _spend_request(credential: keys.Credential, *, creates: bool) -> Mapping[str, str]:
+    allowance = throttles.take(credential, creates=creates)
+    if not allowance.allowed:
+        raise RateLimited(
+            retry_after_seconds=allowance.retry_after,
+            limit=allowance.limit,
+            headers=allowance.headers(),
+        )
+    return allowance.headers()
+
+
+# ------------------------------------------------------------------- the answer
+
+
+def _response(
+    answer: WireResponse, headers: Mapping[str, str], wire: WireRequest
+) -> HttpResponse:
+    if answer.body is None:
+        response = HttpResponse(status=answer.status)
+    else:
+        response = JsonResponse(answer.body, status=answer.status, safe=False)
+        response["Content-Type"] = answer.content_type
+    for name, value in {**headers, **answer.headers}.items():
+        response[name] = value
+    response["X-Request-Id"] = wire.request_id
+    response["Cache-Control"] = "no-store"
+    return response
+
+
+def _refusal(dialect: Dialect, refused: ApiError, wire: WireRequest) -> HttpResponse:
+    answer = dialect.error(refused, wire)
+    headers = dict(refused.headers) if dialect.show_rate else {}
+    if refused.retry_after_seconds is not None:
+        headers["Retry-After"] = str(refused.retry_after_seconds)
+    if isinstance(refused, MethodNotAllowed):
+        headers["Allow"] = ", ".join(refused.allowed)
+    return _response(answer, headers, wire)
+
+
+def _stream(content: operations.Content) -> HttpResponseBase:
+    response = StreamingHttpResponse(content.chunks, content_type=content.content_type)
+    response["Content-Length"] = str(content.size_bytes)
+    response["Content-Disposition"] = f'attachment; filename="{content.filename}"'
+    response["X-Content-Type-Options"] = "nosniff"
+    return response
+
+
+# ---------------------------------------------------------------- everything else
+
+
+def unknown(request: HttpRequest, **_: str) -> HttpResponseBase:
+    """Answer a path nobody serves, in the shape of the dialect it looks like."""
+    dialect = dialect_of(request.path)
+    wire = _wire(request, {}, None)
+    return _refusal(dialect, RouteNotFound(), wire)
+
+
+def dialect_of(path: str) -> Dialect:
+    """Return the dialect with the longest prefix of ``path``; ours when none fits."""
+    best, longest = "native", -1
+    for name in _dialect_names():
+        for prefix in load_dialect(name).prefixes:
+            fits = path == prefix or path.startswith(prefix.rstrip("/") + "/")
+            if fits and len(prefix) > longest:
+                best, longest = name, len(prefix)
+    return load_dialect(best)
+
+
+def _dialect_names() -> list[str]:
+    from jobs.dialects import DIALECTS
+
+    return list(DIALECTS)

@@ -1,0 +1,264 @@
+"""Claims: who works on a job's step, for how long, and how that is taken away again.
+
+A claim is one compare-and-set on the job's row. It raises ``fence``; every later write of
+the worker names that fence, so a worker that was slow, paused or cut off changes nothing
+when it comes back. All times are the database's.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from uuid import UUID
+
+import structlog
+from django.conf import settings
+from django.db import Error as DatabaseError
+from django.db import connection
+from django.db.models.functions import Now
+
+from inference.contracts import Progress
+from jobs.models import Attempt, Job
+from jobs.states import Step
+
+log = structlog.get_logger()
+
+_CLAIM = """
+WITH picked AS (
+    SELECT id FROM jobs_job
+     WHERE queue = %(queue)s AND status IN ('queued', 'running')
+       AND lease_until IS NULL AND ready_at IS NOT NULL
+       AND (run_after IS NULL OR run_after <= now())
+     ORDER BY priority DESC, ready_at
+     LIMIT 1
+     FOR NO KEY UPDATE SKIP LOCKED
+), claimed AS (
+    UPDATE jobs_job j
+       SET fence = j.fence + 1,
+           lease_until = now() + make_interval(secs => %(lease)s),
+           worker = %(worker)s,
+           run_after = NULL,
+           stage = '',
+           status = CASE WHEN j.step IN ('generate', 'submit') THEN 'running'
+                         ELSE j.status END,
+           started_at = CASE WHEN j.step IN ('generate', 'submit')
+                             THEN coalesce(j.started_at, now()) ELSE j.started_at END,
+           end_by = CASE WHEN j.step IN ('generate', 'submit')
+                         THEN coalesce(j.end_by, now() + greatest(
+                              make_interval(secs => %(deadline)s),
+                              make_interval(secs => %(factor)s
+                                            * coalesce(j.eta_seconds, 0))))
+                         ELSE j.end_by END
+      FROM picked
+     WHERE j.id = picked.id
+    RETURNING j.id, j.fence, j.step, j.route, j.step_tries, j.model,
+              j.account_id, j.status, j.started_at = now()
+), tried AS (
+    INSERT INTO jobs_attempt (job_id, fence, step, route, worker, started_at, outcome,
+                              error_code, error_detail, cost_microdollars)
+    SELECT id, fence, step, coalesce(route ->> 'name', ''), %(worker)s, now(), '',
+           '', '', 0
+      FROM claimed
+)
+SELECT * FROM claimed
+"""
+
+_BEAT = """
+UPDATE jobs_job j
+   SET lease_until = CASE WHEN %(renew)s
+                          THEN now() + make_interval(secs => %(lease)s)
+                          ELSE j.lease_until END,
+       progress = greatest(j.progress, held.progress),
+       stage = held.stage,
+       eta_seconds = coalesce(held.eta, j.eta_seconds)
+  FROM unnest(%(ids)s::uuid[], %(fences)s::int[], %(progress)s::float8[],
+              %(stages)s::text[], %(etas)s::float8[])
+       AS held(id, fence, progress, stage, eta)
+ WHERE j.id = held.id AND j.fence = held.fence AND j.lease_until IS NOT NULL
+RETURNING j.id, j.cancel_requested_at IS NOT NULL, j.end_by < now()
+"""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to work on one step of one job until the lease runs out."""
+
+    job_id: UUID
+    fence: int
+    step: Step
+    worker: str
+    queue: str
+    model: str
+    account_id: UUID
+    route: dict[str, object]
+    #: failed tries of this step on this route before this one
+    tries: int
+    #: this claim is what made the job "running"
+    is_start: bool
+
+
+@dataclass
+class Held:
+    """A claim while its worker works: progress out, stop signals in."""
+
+    claim: Claim
+    progress: Progress = field(default_factory=lambda: Progress(0.0, ""))
+    #: canceled, expired or lost; empty while the work should go on
+    stop_reason: str = ""
+    is_draining: threading.Event = field(default_factory=threading.Event)
+
+    def on_progress(self, progress: Progress) -> None:
+        self.progress = progress
+
+    def should_stop(self) -> bool:
+        return bool(self.stop_reason) or self.is_draining.is_set()
+
+
+def claim_next(queue: str, *, worker: str) -> Claim | None:
+    """Claim the first ready job of ``queue``, or return None. Runs in one statement."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            _CLAIM,
+            {
+                "queue": queue,
+                "worker": worker,
+                "lease": settings.LEASE_SECONDS,
+                "deadline": settings.RUN_DEADLINE_SECONDS,
+                "factor": settings.RUN_DEADLINE_FACTOR,
+            },
+        )
+        row = cursor.fetchone()
+    if row is None:
+        return None
+    job_id, fence, step, route, tries, model, account_id, _, is_start = row
+    return Claim(
+        job_id=job_id,
+        fence=fence,
+        step=Step(step),
+        worker=worker,
+        queue=queue,
+        model=model,
+        account_id=account_id,
+        route=json.loads(route),
+        tries=tries,
+        is_start=bool(is_start),
+    )
+
+
+def owned(claim: Claim) -> dict[str, object]:
+    """Return the filter that finds the job only while ``claim`` still holds it."""
+    return {
+        "pk": claim.job_id,
+        "fence": claim.fence,
+        "lease_until__isnull": False,
+        "status__in": ["queued", "running"],
+    }
+
+
+def close_attempt(
+    claim: Claim, outcome: str, *, error_code: str = "", error_detail: str = ""
+) -> None:
+    Attempt.objects.filter(
+        job_id=claim.job_id, fence=claim.fence, ended_at__isnull=True
+    ).update(
+        ended_at=Now(),
+        outcome=outcome,
+        error_code=error_code,
+        error_detail=error_detail[:10_000],
+    )
+
+
+class Heart:
+    """Keeps this process's claims alive from a thread and connection of its own.
+
+    Each second it writes progress and reads cancellations and deadlines; every
+    ``HEARTBEAT_SECONDS`` it renews the leases. A claim that is no longer ours, or that
+    could not be renewed until its lease ran out, is told to stop.
+    """
+
+    def __init__(self, *, tick_seconds: float = 1.0) -> None:
+        self._tick_seconds = tick_seconds
+        self._held: dict[UUID, Held] = {}
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.is_draining = threading.Event()
+
+    @contextmanager
+    def hold(self, claim: Claim) -> Iterator[Held]:
+        held = Held(claim, is_draining=self.is_draining)
+        with self._lock:
+            self._held[claim.job_id] = held
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(
+                    target=self._run, name="heart", daemon=True
+                )
+                self._thread.start()
+        try:
+            yield held
+        finally:
+            with self._lock:
+                self._held.pop(claim.job_id, None)
+
+    def holding(self) -> list[Held]:
+        with self._lock:
+            return list(self._held.values())
+
+    def _run(self) -> None:
+        since_renewal = 0.0
+        silent_seconds = 0.0
+        while True:
+            self._wake.wait(self._tick_seconds)
+            since_renewal += self._tick_seconds
+            held = self.holding()
+            if not held:
+                silent_seconds = 0.0
+                continue
+            renew = since_renewal >= settings.HEARTBEAT_SECONDS
+            try:
+                self._beat(held, renew=renew)
+            except DatabaseError as error:
+                silent_seconds += self._tick_seconds
+                log.warning("heartbeat_failed", error=str(error))
+                connection.close()
+                if silent_seconds >= settings.LEASE_SECONDS:
+                    for each in held:
+                        each.stop_reason = each.stop_reason or "lost"
+            else:
+                silent_seconds = 0.0
+                if renew:
+                    since_renewal = 0.0
+
+    def _beat(self, held: list[Held], *, renew: bool) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                _BEAT,
+                {
+                    "renew": renew,
+                    "lease": settings.LEASE_SECONDS,
+                    "ids": [h.claim.job_id for h in held],
+                    "fences": [h.claim.fence for h in held],
+                    "progress": [h.progress.fraction for h in held],
+                    "stages": [h.progress.stage[:48] for h in held],
+                    "etas": [h.progress.eta_seconds for h in held],
+                },
+            )
+            answers = {row[0]: row[1:] for row in cursor.fetchall()}
+        still_held = {h.claim.job_id for h in self.holding()}
+        for each in held:
+            answer = answers.get(each.claim.job_id)
+            if answer is None:
+                # Not an alarm when the step ended while we were asking.
+                if each.claim.job_id in still_held:
+                    each.stop_reason = each.stop_reason or "lost"
+            elif answer[0]:
+                each.stop_reason = each.stop_reason or "canceled"
+            elif answer[1]:
+                each.stop_reason = each.stop_reason or "expired"
+
+
+def load(claim: Claim) -> Job:
+    return Job.objects.get(pk=claim.job_id)

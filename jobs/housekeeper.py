@@ -1,0 +1,183 @@
+"""The housekeeper: everything that must happen by itself, from Postgres alone.
+
+A small loop under an advisory lock, so that any number may run and one works. It rings
+bells, takes jobs from silent workers, ends what passed its deadline, expires grants and
+deletes files by retention. It never talks to the outside.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import structlog
+from django.conf import settings
+from django.db import Error as DatabaseError
+from django.db import connection
+from django.db.models import Count
+from django.db.models.functions import Now
+from kombu.exceptions import OperationalError as BrokerError
+from redis import Redis
+from redis.exceptions import RedisError
+
+from billing import ledger
+from inference.errors import RenderError, StorageUnavailable
+from jobs import bells, lifecycle, retention
+from jobs.models import IdempotencyRecord, Job
+from jobs.states import Status, Step
+
+log = structlog.get_logger()
+
+#: One of two 32-bit numbers of the advisory lock; the other is the database's own.
+LOCK = 7_263_001
+BATCH = 200
+
+
+@dataclass
+class Chore:
+    """Something done every so many seconds; a failure is logged and waits its turn."""
+
+    name: str
+    every_seconds: float
+    run: Callable[[], object]
+    due_at: float = field(default=0.0)
+
+
+def chores() -> list[Chore]:
+    return [
+        Chore("ring", settings.RING_EVERY_SECONDS, ring_queues),
+        Chore("reap", settings.REAP_EVERY_SECONDS, reap),
+        Chore("deadlines", settings.DEADLINES_EVERY_SECONDS, end_overdue),
+        Chore("grants", settings.GRANTS_EVERY_SECONDS, ledger.expire_due),
+        Chore("retention", settings.RETENTION_EVERY_SECONDS, retention.delete_expired),
+        Chore("idempotency", 3600.0, forget_answers),
+    ]
+
+
+def run(stop: threading.Event) -> None:
+    """Do the chores in turn until ``stop`` is set."""
+    todo = chores()
+    while not stop.is_set():
+        try:
+            if _is_leader():
+                _round(todo)
+        except DatabaseError as error:
+            log.warning("housekeeper_without_database", error=str(error))
+            connection.close()
+            stop.wait(1.0)
+        pause = min(chore.due_at for chore in todo) - time.monotonic()
+        stop.wait(min(max(pause, 0.05), 1.0))
+    connection.close()
+
+
+def _is_leader() -> bool:
+    """Take or keep the lock; it belongs to this connection and dies with it."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory'"
+            " AND objid = %s AND pid = pg_backend_pid() AND granted)"
+            " OR pg_try_advisory_lock(%s)",
+            [LOCK, LOCK],
+        )
+        (leads,) = cursor.fetchone()
+    return bool(leads)
+
+
+def _round(todo: list[Chore]) -> None:
+    for chore in todo:
+        if time.monotonic() < chore.due_at:
+            continue
+        chore.due_at = time.monotonic() + chore.every_seconds
+        try:
+            chore.run()
+        except (BrokerError, RedisError, StorageUnavailable, OSError) as error:
+            log.warning("chore_failed", chore=chore.name, error=str(error))
+
+
+# ---------------------------------------------------------------------- chores
+
+
+def ring_queues() -> None:
+    """Ring each queue once for every claimable job that has no bell yet."""
+    claimable = dict(
+        Job.objects.filter(
+            status__in=[Status.QUEUED, Status.RUNNING],
+            lease_until__isnull=True,
+            ready_at__isnull=False,
+        )
+        .exclude(queue="")
+        .exclude(run_after__gt=Now())
+        .values_list("queue")
+        .annotate(jobs=Count("id"))
+    )
+    for queue, jobs in claimable.items():
+        for _ in range(min(jobs - waiting_bells(queue), settings.RING_BATCH)):
+            bells.publish(queue)
+
+
+def waiting_bells(queue: str) -> int:
+    """Return how many bells of the queue nobody has heard yet."""
+    return int(_redis().llen(f"{settings.REDIS_PREFIX}{queue}"))
+
+
+def reap() -> None:
+    """Take jobs from workers that have been silent for longer than their lease."""
+    for job in Job.objects.filter(lease_until__lt=Now())[:BATCH]:
+        log.warning("lease_lost", job=str(job.pk), worker=job.worker, step=job.step)
+        lifecycle.lose(job)
+
+
+def end_overdue() -> None:
+    """End jobs that waited or ran too long, and cancellations nobody confirmed."""
+    waiting = Job.objects.filter(
+        status=Status.QUEUED, start_by__lt=Now(), lease_until__isnull=True
+    )
+    for pk in waiting.values_list("pk", flat=True)[:BATCH]:
+        lifecycle.end(
+            pk,
+            RenderError(
+                "waited in the queue past its time to live",
+                code="queue_expired",
+                public="The job could not be started in time.",
+            ),
+        )
+    running = Job.objects.filter(
+        status=Status.RUNNING, end_by__lt=Now(), lease_until__isnull=True
+    ).exclude(step=Step.RECONCILE)
+    for pk in running.values_list("pk", flat=True)[:BATCH]:
+        lifecycle.end(
+            pk,
+            RenderError(
+                "ran past its deadline",
+                code="deadline_exceeded",
+                public="Making the video took too long.",
+            ),
+        )
+    forgotten = Job.objects.filter(
+        status__in=[Status.QUEUED, Status.RUNNING],
+        cancel_requested_at__isnull=False,
+        lease_until__isnull=True,
+    )
+    for pk in forgotten.values_list("pk", flat=True)[:BATCH]:
+        lifecycle.cancel_now(pk)
+
+
+def forget_answers() -> None:
+    """Drop idempotency records that no repetition may use any more."""
+    age = timedelta(seconds=settings.IDEMPOTENCY_SECONDS)
+    IdempotencyRecord.objects.filter(created_at__lt=Now() - age).delete()
+
+
+_client: Redis | None = None
+
+
+def _redis() -> Redis:
+    global _client
+    if _client is None:
+        _client = Redis.from_url(
+            settings.REDIS_URL, socket_timeout=5, socket_connect_timeout=5
+        )
+    return _client

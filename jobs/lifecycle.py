@@ -1,0 +1,373 @@
+"""Every move of a job after it was accepted, with its money, in one transaction each.
+
+A move names the claim's fence (or locks the row) and changes one row or none. Lock order
+is wallet, then job, then hold. Whoever closes a job also gives its slot to the account's
+next one and leaves the event for the customer in the same transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import structlog
+from django.conf import settings
+from django.db import transaction
+from django.db.models import F
+from django.db.models.functions import Now
+
+from billing import accounts, ledger
+from inference.contracts import Artifact
+from inference.errors import RenderError
+from jobs import bells, claims, slots, webhooks
+from jobs.claims import Claim
+from jobs.errors import NotAcceptableNow, NotFound
+from jobs.models import Attempt, Job, JobNote, JobUpload
+from jobs.states import ACTIVE, MOVES, Status, Step
+
+log = structlog.get_logger()
+
+_ACTIVE = [status.value for status in ACTIVE]
+
+
+class Superseded(Exception):
+    """The claim is no longer ours; whatever was done under it counts for nothing."""
+
+
+# ------------------------------------------------------------------ moving on
+
+
+def advance(claim: Claim, step: Step, *, queue: str, **changes: Any) -> None:
+    """Move the claimed job to its next step and ring that queue.
+
+    Raises Superseded when the claim was lost, and does nothing when the job was
+    canceled meanwhile (the cancellation is then carried out).
+    """
+    assert step in MOVES[claim.step], f"{claim.step} → {step}"
+    with transaction.atomic():
+        moved = Job.objects.filter(
+            **claims.owned(claim), cancel_requested_at__isnull=True
+        ).update(
+            step=step,
+            queue=queue,
+            lease_until=None,
+            step_tries=0,
+            worker="",
+            stage="",
+            **changes,
+        )
+        if moved:
+            claims.close_attempt(claim, "ok")
+            if claim.step is Step.PREPARE:
+                JobUpload.objects.filter(job_id=claim.job_id).delete()
+            bells.ring(queue)
+            return
+    confirm_canceled(claim)
+
+
+def record(claim: Claim, **changes: Any) -> None:
+    """Write facts onto the claimed job without moving it; raise Superseded if lost."""
+    if not Job.objects.filter(**claims.owned(claim)).update(**changes):
+        raise Superseded
+
+
+def announce_running(claim: Claim) -> None:
+    """Leave the event that the job is running, once, when its work is first claimed."""
+    if claim.is_start:
+        webhooks.announce(claim.job_id, "job.running")
+
+
+# -------------------------------------------------------------------- closing
+
+
+def succeed(claim: Claim, artifact: Artifact, *, work_seconds: float = 0.0) -> None:
+    """Close the claimed job with its video and capture the hold."""
+    job = claims.load(claim)
+    with transaction.atomic():
+        ledger.lock_wallet(account_id=job.account_id, mode=job.mode)
+        retention = _retention_seconds(job)
+        moved = Job.objects.filter(
+            **claims.owned(claim), cancel_requested_at__isnull=True
+        ).update(
+            **_closing(Status.SUCCEEDED),
+            progress=1.0,
+            output=_output(artifact),
+            files_expire_at=Now() + timedelta(seconds=retention),
+            charged_millicredits=F("quoted_millicredits"),
+            work_seconds=F("work_seconds") + work_seconds,
+        )
+        if moved:
+            ledger.capture(
+                account_id=job.account_id, mode=job.mode, reference=str(job.id)
+            )
+            claims.close_attempt(claim, "ok")
+            _after_close(job, "job.succeeded")
+            return
+    confirm_canceled(claim)
+
+
+def fail(claim: Claim, error: RenderError) -> None:
+    """Close the claimed job as failed and give every held credit back."""
+    job = claims.load(claim)
+    with transaction.atomic():
+        ledger.lock_wallet(account_id=job.account_id, mode=job.mode)
+        moved = Job.objects.filter(**claims.owned(claim)).update(
+            **_closing(Status.FAILED), **_reasons(error)
+        )
+        if not moved:
+            raise Superseded
+        _give_back(job)
+        claims.close_attempt(
+            claim, "failed", error_code=error.code, error_detail=str(error)
+        )
+        _after_close(job, "job.failed")
+
+
+def end(job_id: UUID, error: RenderError) -> bool:
+    """Fail a job that nobody is working on (deadline, queue TTL, provider's word).
+
+    Returns False when the job ended or was claimed meanwhile.
+    """
+    job = Job.objects.get(pk=job_id)
+    with transaction.atomic():
+        ledger.lock_wallet(account_id=job.account_id, mode=job.mode)
+        moved = Job.objects.filter(
+            pk=job_id, status__in=_ACTIVE, lease_until__isnull=True
+        ).update(**_closing(Status.FAILED), **_reasons(error))
+        if moved:
+            _give_back(job)
+            _after_close(job, "job.failed")
+    return bool(moved)
+
+
+def try_again(claim: Claim, error: RenderError) -> None:
+    """Put the step back in its queue after a failed try, or fail when tries are used up.
+
+    What was not the step's own fault (``error.counts`` false) costs no try.
+    """
+    tries = claim.tries + (1 if error.counts else 0)
+    if error.permanent or tries >= settings.STEP_TRIES:
+        fail(claim, error)
+        return
+    pause = error.retry_after_seconds or settings.RETRY_SECONDS * 2**claim.tries
+    moved = Job.objects.filter(**claims.owned(claim)).update(
+        lease_until=None,
+        step_tries=tries,
+        worker="",
+        run_after=Now() + timedelta(seconds=min(pause, 600)),
+        error_detail=str(error)[:10_000],
+    )
+    if not moved:
+        raise Superseded
+    claims.close_attempt(
+        claim, "failed", error_code=error.code, error_detail=str(error)
+    )
+
+
+def let_go(claim: Claim) -> None:
+    """Give the step back untried: the worker is draining."""
+    moved = Job.objects.filter(**claims.owned(claim)).update(
+        lease_until=None, worker=""
+    )
+    if moved:
+        claims.close_attempt(claim, "released")
+        bells.ring(claim.queue)
+
+
+def lose(job: Job) -> None:
+    """Take a job whose lease ran out from its worker; counts as a try of the step."""
+    job_id, fence = job.pk, job.fence
+    gone = {
+        "pk": job_id,
+        "fence": fence,
+        "status__in": _ACTIVE,
+        "lease_until__lt": Now(),
+    }
+    Attempt.objects.filter(job_id=job_id, fence=fence, ended_at__isnull=True).update(
+        ended_at=Now(), outcome="lost"
+    )
+    if job.cancel_requested_at is not None:
+        if Job.objects.filter(**gone).update(lease_until=None, worker=""):
+            cancel_now(job_id)
+        return
+    if job.step_tries + 1 >= settings.STEP_TRIES:
+        if Job.objects.filter(**gone).update(lease_until=None, worker=""):
+            end(
+                job_id,
+                RenderError(
+                    f"lost its worker {job.step_tries + 1} times",
+                    code="worker_lost",
+                    public="The machines making the video went away repeatedly.",
+                ),
+            )
+        return
+    moved = Job.objects.filter(**gone).update(
+        lease_until=None, worker="", step_tries=F("step_tries") + 1
+    )
+    if moved:
+        bells.ring(job.queue)
+
+
+# ------------------------------------------------------------------- canceling
+
+
+def cancel(
+    job: Job, *, reason: str = "canceled by the customer", actor: str = ""
+) -> Job:
+    """Cancel a job: at once when nobody works on it, else at its next stopping point.
+
+    Raises NotAcceptableNow when it has ended, or when the account has canceled too many
+    running jobs today. An operator (``actor``) is not limited.
+    """
+    with transaction.atomic():
+        ledger.lock_wallet(account_id=job.account_id, mode=job.mode)
+        row = Job.objects.select_for_update(no_key=True).get(pk=job.pk)
+        if row.status == Status.CANCELED or row.cancel_requested_at is not None:
+            return row
+        if row.status not in ACTIVE:
+            raise NotAcceptableNow(f"The job has already {row.status}.")
+        if row.status == Status.RUNNING and not actor:
+            _check_cancel_allowance(row)
+        if actor:
+            note(row.pk, "cancel", reason, actor=actor)
+        Job.objects.filter(pk=row.pk).update(
+            cancel_requested_at=Now(), cancel_reason=reason[:200]
+        )
+        if row.lease_until is None:
+            _close_canceled(row)
+    return Job.objects.get(pk=job.pk)
+
+
+def cancel_now(job_id: UUID) -> bool:
+    """Close a job whose cancellation was asked for and that nobody works on any more."""
+    job = Job.objects.get(pk=job_id)
+    with transaction.atomic():
+        ledger.lock_wallet(account_id=job.account_id, mode=job.mode)
+        row = Job.objects.select_for_update(no_key=True).get(pk=job_id)
+        if row.status not in ACTIVE or row.lease_until is not None:
+            return False
+        _close_canceled(row)
+    return True
+
+
+def confirm_canceled(claim: Claim) -> None:
+    """Close the claimed job whose cancellation its worker has seen."""
+    job = claims.load(claim)
+    with transaction.atomic():
+        ledger.lock_wallet(account_id=job.account_id, mode=job.mode)
+        moved = Job.objects.filter(
+            **claims.owned(claim), cancel_requested_at__isnull=False
+        ).update(**_closing(Status.CANCELED), **_cancel_reasons(job))
+        if not moved:
+            raise Superseded
+        _give_back(job)
+        claims.close_attempt(claim, "canceled")
+        _after_close(job, "job.canceled")
+
+
+def _close_canceled(row: Job) -> None:
+    Job.objects.filter(pk=row.pk).update(
+        **_closing(Status.CANCELED), **_cancel_reasons(row)
+    )
+    _give_back(row)
+    _after_close(row, "job.canceled")
+
+
+def _check_cancel_allowance(job: Job) -> None:
+    used = Job.objects.filter(
+        account_id=job.account_id,
+        mode=job.mode,
+        started_at__isnull=False,
+        cancel_requested_at__gte=Now() - timedelta(days=1),
+    ).count()
+    allowed = accounts.terms_of_account(job.account_id).running_cancels_per_day
+    if used >= allowed:
+        raise NotAcceptableNow(
+            f"At most {allowed} running jobs may be canceled a day; this one goes on."
+        )
+
+
+# --------------------------------------------------------------------- parts
+
+
+def note(
+    job_id: UUID,
+    kind: str,
+    text: str,
+    *,
+    actor: str = "",
+    detail: Mapping[str, Any] | None = None,
+) -> None:
+    """Add a line to the job's log."""
+    JobNote.objects.create(
+        job_id=job_id, kind=kind, text=text, actor=actor, detail=dict(detail or {})
+    )
+
+
+def find(account_id: UUID, job_id: UUID) -> Job:
+    """Return the account's job, or raise the NotFound a foreign id gets as well."""
+    try:
+        return Job.objects.get(pk=job_id, account_id=account_id)
+    except Job.DoesNotExist as missing:
+        raise NotFound from missing
+
+
+def _closing(status: Status) -> dict[str, Any]:
+    return {
+        "status": status,
+        "step": Step.DONE,
+        "queue": "",
+        "finished_at": Now(),
+        "lease_until": None,
+        "next_poll_at": None,
+        "run_after": None,
+        "stage": "",
+        "eta_seconds": None,
+    }
+
+
+def _reasons(error: RenderError) -> dict[str, Any]:
+    return {
+        "error_code": error.code,
+        "error_message": error.public[:500],
+        "error_retryable": not error.permanent,
+        "error_detail": str(error)[:10_000],
+        "refunded_millicredits": F("quoted_millicredits"),
+    }
+
+
+def _cancel_reasons(job: Job) -> dict[str, Any]:
+    return {
+        "error_code": "canceled",
+        "error_message": job.cancel_reason or "The job was canceled.",
+        "error_retryable": False,
+        "refunded_millicredits": F("quoted_millicredits"),
+    }
+
+
+def _give_back(job: Job) -> None:
+    ledger.release(account_id=job.account_id, mode=job.mode, reference=str(job.id))
+
+
+def _after_close(job: Job, event: str) -> None:
+    JobUpload.objects.filter(job_id=job.pk).delete()
+    webhooks.announce(job.pk, event)
+    limit = accounts.terms_of_account(job.account_id).max_running
+    freed = slots.fill(account_id=job.account_id, mode=job.mode, limit=limit)
+    bells.ring(*freed)
+
+
+def _retention_seconds(job: Job) -> int:
+    asked = job.request.get("retention_seconds")
+    kept = accounts.terms_of_account(job.account_id).file_retention_days * 86_400
+    return min(asked, kept) if asked else kept
+
+
+def _output(artifact: Artifact) -> dict[str, Any]:
+    import dataclasses
+
+    values = dataclasses.asdict(artifact)
+    values["notes"] = dict(artifact.notes)
+    return values

@@ -1,0 +1,354 @@
+"""The rows: jobs and what belongs to them. Fields, constraints and little else.
+
+Rules that must always hold are constraints here. Moves of a job are in ``lifecycle``
+and ``claims``; nothing else updates ``status``, ``step``, ``fence`` or the lease.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import ClassVar
+
+from django.db import models
+from django.db.models import F, Q
+from django.db.models.functions import Now
+
+from jobs import states
+
+STATUS_CHOICES = [(status.value, status.value) for status in states.Status]
+STEP_CHOICES = [(step.value, step.value) for step in states.Step]
+
+
+class Job(models.Model):
+    """One video (or one sound) that somebody asked for, from accept to the end."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    account = models.ForeignKey(
+        "billing.Account", on_delete=models.PROTECT, related_name="+"
+    )
+    #: Which wallet pays: live or test. A test job is otherwise like any other.
+    mode = models.CharField(max_length=4)
+    api_key_id = models.CharField(max_length=8, blank=True)
+    #: The wire format it came in by, and its id there.
+    dialect = models.CharField(max_length=16)
+    public_id = models.CharField(max_length=64)
+    kind = models.CharField(max_length=5, default="video")
+    #: The job whose clip this one works on (audio, remix).
+    source = models.ForeignKey(
+        "self", on_delete=models.PROTECT, null=True, blank=True, related_name="derived"
+    )
+
+    #: The public model, and the whole request with every default resolved.
+    model = models.CharField(max_length=64)
+    request = models.JSONField()
+    fingerprint = models.CharField(max_length=64)
+    #: Values decided on the way: size, expanded prompt, engine fingerprint, notes…
+    resolved = models.JSONField(default=dict)
+
+    status = models.CharField(
+        max_length=9, choices=STATUS_CHOICES, default=states.Status.QUEUED
+    )
+    step = models.CharField(
+        max_length=9, choices=STEP_CHOICES, default=states.Step.PREPARE
+    )
+    #: Where the current step waits; empty for steps without a worker.
+    queue = models.CharField(max_length=48, blank=True)
+    priority = models.SmallIntegerField(default=0)
+    #: Since when it holds one of its account's slots; null while it waits for one.
+    ready_at = models.DateTimeField(null=True)
+    #: Not before this moment (pause after a failed try).
+    run_after = models.DateTimeField(null=True)
+
+    #: The route chosen, as it was then (RouteSpec and row id), and routes given up.
+    route = models.JSONField(default=dict)
+    routes_tried = models.JSONField(default=list)
+
+    #: Grows at each claim; whoever holds an older one can change nothing.
+    fence = models.PositiveIntegerField(default=0)
+    step_tries = models.PositiveSmallIntegerField(default=0)
+    lease_until = models.DateTimeField(null=True)
+    worker = models.CharField(max_length=128, blank=True)
+
+    progress = models.FloatField(default=0.0)
+    stage = models.CharField(max_length=48, blank=True)
+    eta_seconds = models.FloatField(null=True)
+
+    created_at = models.DateTimeField(db_default=Now())
+    #: Given up when it has not started by then.
+    start_by = models.DateTimeField()
+    started_at = models.DateTimeField(null=True)
+    #: Given up when it has not ended by then; set when it starts.
+    end_by = models.DateTimeField(null=True)
+    finished_at = models.DateTimeField(null=True)
+    cancel_requested_at = models.DateTimeField(null=True)
+    cancel_reason = models.CharField(max_length=200, blank=True)
+
+    #: A provider's account and id of this job there, and when to ask next.
+    provider_account_id = models.BigIntegerField(null=True)
+    provider_job_id = models.CharField(max_length=256, blank=True)
+    submitted_at = models.DateTimeField(null=True)
+    next_poll_at = models.DateTimeField(null=True)
+    poll_failures = models.PositiveIntegerField(default=0)
+
+    #: Storage keys: prepared inputs, an unfinished clip, and the finished files.
+    inputs = models.JSONField(default=dict)
+    master = models.JSONField(default=dict)
+    output = models.JSONField(default=dict)
+    files_expire_at = models.DateTimeField(null=True)
+    files_deleted_at = models.DateTimeField(null=True)
+
+    price_version = models.CharField(max_length=64, blank=True)
+    quoted_millicredits = models.PositiveBigIntegerField(default=0)
+    charged_millicredits = models.PositiveBigIntegerField(default=0)
+    refunded_millicredits = models.PositiveBigIntegerField(default=0)
+    #: What it cost us: a provider's bill, in millionths of a US dollar, or GPU time.
+    cost_microdollars = models.PositiveBigIntegerField(default=0)
+    work_seconds = models.FloatField(default=0.0)
+
+    error_code = models.CharField(max_length=64, blank=True)
+    #: What the customer may read.
+    error_message = models.CharField(max_length=500, blank=True)
+    error_retryable = models.BooleanField(default=False)
+    #: What only the operator may read.
+    error_detail = models.TextField(blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["-created_at", "-id"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["dialect", "public_id"], name="one_job_per_public_id"
+            ),
+            models.CheckConstraint(
+                name="a_finished_job_has_an_end_and_no_lease",
+                condition=Q(status__in=[s.value for s in states.ACTIVE])
+                | Q(finished_at__isnull=False, lease_until__isnull=True, step="done"),
+            ),
+            models.CheckConstraint(
+                name="a_charge_never_exceeds_the_quote",
+                condition=Q(charged_millicredits__lte=F("quoted_millicredits")),
+            ),
+            models.CheckConstraint(
+                name="only_success_is_charged",
+                condition=Q(status="succeeded") | Q(charged_millicredits=0),
+            ),
+        ]
+        indexes: ClassVar = [
+            models.Index(
+                "queue",
+                F("priority").desc(),
+                "ready_at",
+                name="job_claimable",
+                condition=Q(
+                    status__in=["queued", "running"],
+                    lease_until__isnull=True,
+                    ready_at__isnull=False,
+                ),
+            ),
+            models.Index(
+                fields=["lease_until"],
+                name="job_leased",
+                condition=Q(lease_until__isnull=False),
+            ),
+            models.Index(
+                fields=["account", "mode", "-priority", "created_at"],
+                name="job_waits_for_a_slot",
+                condition=Q(ready_at__isnull=True, status="queued"),
+            ),
+            models.Index(
+                fields=["account", "mode"],
+                name="job_holds_a_slot",
+                condition=Q(ready_at__isnull=False, status__in=["queued", "running"]),
+            ),
+            models.Index(
+                fields=["account", "mode", "-created_at", "-id"], name="job_of_account"
+            ),
+            models.Index(
+                fields=["next_poll_at"],
+                name="job_to_poll",
+                condition=Q(next_poll_at__isnull=False),
+            ),
+            models.Index(
+                fields=["start_by"],
+                name="job_not_started",
+                condition=Q(status="queued"),
+            ),
+            models.Index(
+                fields=["end_by"], name="job_running", condition=Q(status="running")
+            ),
+            models.Index(
+                fields=["files_expire_at"],
+                name="job_files_expire",
+                condition=Q(
+                    files_expire_at__isnull=False, files_deleted_at__isnull=True
+                ),
+            ),
+            models.Index(
+                fields=["provider_job_id"],
+                name="job_by_provider_id",
+                condition=~Q(provider_job_id=""),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.public_id}"
+
+
+class Attempt(models.Model):
+    """One claim of one step: who tried, how it ended, what it cost."""
+
+    job = models.ForeignKey(Job, on_delete=models.CASCADE, related_name="attempts")
+    fence = models.PositiveIntegerField()
+    step = models.CharField(max_length=9, choices=STEP_CHOICES)
+    route = models.CharField(max_length=48, blank=True)
+    worker = models.CharField(max_length=128)
+    started_at = models.DateTimeField(db_default=Now())
+    ended_at = models.DateTimeField(null=True)
+    #: ok, failed, lost, released, stopped, canceled
+    outcome = models.CharField(max_length=16, blank=True)
+    error_code = models.CharField(max_length=64, blank=True)
+    error_detail = models.TextField(blank=True)
+    cost_microdollars = models.PositiveBigIntegerField(default=0)
+
+    class Meta:
+        ordering: ClassVar = ["fence"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["job", "fence"], name="one_attempt_per_fence"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.step} #{self.fence}"
+
+
+class JobNote(models.Model):
+    """A line in a job's log: a routing decision, an operator's action, an oddity."""
+
+    job = models.ForeignKey(Job, on_delete=models.CASCADE, related_name="notes")
+    at = models.DateTimeField(db_default=Now())
+    kind = models.CharField(max_length=32)
+    text = models.TextField()
+    actor = models.CharField(max_length=150, blank=True)
+    detail = models.JSONField(default=dict)
+
+    class Meta:
+        ordering: ClassVar = ["at", "id"]
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.text}"
+
+
+class JobUpload(models.Model):
+    """Picture bytes that came with a request, until they have been prepared."""
+
+    job = models.ForeignKey(Job, on_delete=models.CASCADE, related_name="uploads")
+    name = models.CharField(max_length=16)
+    data = models.BinaryField()
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["job", "name"], name="one_upload_per_name")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.name} of {self.job_id}"
+
+
+class IdempotencyRecord(models.Model):
+    """The committed answer to a creating call, given again to its repetitions."""
+
+    account = models.ForeignKey(
+        "billing.Account", on_delete=models.CASCADE, related_name="+"
+    )
+    mode = models.CharField(max_length=4)
+    key = models.CharField(max_length=255)
+    #: SHA-256 of route and body; another body under the same key is refused.
+    fingerprint = models.CharField(max_length=64)
+    status = models.PositiveSmallIntegerField(default=0)
+    body = models.JSONField(null=True)
+    headers = models.JSONField(default=dict)
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["account", "mode", "key"], name="one_answer_per_idempotency_key"
+            )
+        ]
+        indexes: ClassVar = [models.Index(fields=["created_at"], name="idem_created")]
+
+    def __str__(self) -> str:
+        return self.key
+
+
+class Route(models.Model):
+    """One way to make a public model's videos. The operator's to edit."""
+
+    class Kind(models.TextChoices):
+        ENGINE = "engine"
+        PROVIDER = "provider"
+
+    model = models.CharField(max_length=64, help_text="public model")
+    name = models.CharField(max_length=48)
+    kind = models.CharField(max_length=8, choices=Kind)
+    queue = models.CharField(max_length=48, help_text="which workers take it")
+    runner = models.CharField(max_length=48, help_text="engine or provider")
+    profile = models.CharField(
+        max_length=96, blank=True, help_text="checkpoint, or the provider's model name"
+    )
+    #: Takes test-mode jobs, and only those.
+    simulates = models.BooleanField(default=False)
+    is_enabled = models.BooleanField(default=True)
+    #: Routes of the lowest rank are tried first; among equals by weight.
+    rank = models.PositiveSmallIntegerField(default=0)
+    weight = models.PositiveSmallIntegerField(default=100)
+    plans = models.JSONField(
+        default=list, blank=True, help_text="plan codes; empty: every plan"
+    )
+    #: Expected cost of one job, to choose by and to report margin with.
+    cost_microdollars = models.PositiveBigIntegerField(default=0)
+    gpu_second_microdollars = models.PositiveBigIntegerField(default=0)
+    #: Measured: seconds of work per second of video; feeds deadlines and ETAs.
+    seconds_per_second = models.FloatField(null=True, blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["model", "rank", "-weight", "name"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["model", "name"], name="one_route_per_model_and_name"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.model} by {self.name}"
+
+
+class ModelAlias(models.Model):
+    """Another name under which customers may ask for a public model."""
+
+    name = models.CharField(primary_key=True, max_length=64)
+    model = models.CharField(max_length=64)
+
+    class Meta:
+        verbose_name_plural = "model aliases"
+        ordering: ClassVar = ["name"]
+
+    def __str__(self) -> str:
+        return f"{self.name} → {self.model}"
+
+
+class Worker(models.Model):
+    """A worker process as last heard of."""
+
+    name = models.CharField(primary_key=True, max_length=128)
+    queues = models.JSONField(default=list)
+    started_at = models.DateTimeField(db_default=Now())
+    seen_at = models.DateTimeField(db_default=Now())
+    #: What it is doing: job id, step and progress of each claim it holds.
+    doing = models.JSONField(default=list)
+
+    class Meta:
+        ordering: ClassVar = ["name"]
+
+    def __str__(self) -> str:
+        return self.name

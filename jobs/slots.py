@@ -1,0 +1,48 @@
+"""Slots: how many videos of one account may be in the making at once.
+
+A job holds a slot from ``ready_at`` to its end. All functions here must run while the
+account's wallet row is locked, which makes the count exact without any other lock.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from django.db import connection
+
+_FILL = """
+WITH free AS (
+    SELECT greatest(0, %(limit)s - count(*)) AS n FROM jobs_job
+     WHERE account_id = %(account)s AND mode = %(mode)s
+       AND ready_at IS NOT NULL AND status IN ('queued', 'running')
+), next AS (
+    SELECT id FROM jobs_job
+     WHERE account_id = %(account)s AND mode = %(mode)s
+       AND ready_at IS NULL AND status = 'queued'
+     ORDER BY priority DESC, created_at
+     LIMIT (SELECT n FROM free)
+     FOR NO KEY UPDATE
+)
+UPDATE jobs_job j SET ready_at = clock_timestamp() FROM next
+ WHERE j.id = next.id
+RETURNING j.queue
+"""
+
+
+def is_free(*, account_id: UUID, mode: str, limit: int) -> bool:
+    """Return whether one more job may hold a slot now."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT count(*) < %s FROM jobs_job WHERE account_id = %s AND mode = %s"
+            " AND ready_at IS NOT NULL AND status IN ('queued', 'running')",
+            [limit, account_id, mode],
+        )
+        (free,) = cursor.fetchone()
+    return bool(free)
+
+
+def fill(*, account_id: UUID, mode: str, limit: int) -> list[str]:
+    """Give free slots to the account's waiting jobs; return the queues to ring."""
+    with connection.cursor() as cursor:
+        cursor.execute(_FILL, {"account": account_id, "mode": mode, "limit": limit})
+        return [row[0] for row in cursor.fetchall()]

@@ -1,0 +1,255 @@
+"""What a worker does for each step of a job. Each function takes a claim to its next move.
+
+They raise RenderError when the step failed; the task decides what follows from that.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inference.errors import InputRejected
+from inference.media import images
+from jobs import claims, context, lifecycle, renders
+from jobs.requests import JobRequest, Picture
+from jobs.states import Step
+
+if TYPE_CHECKING:
+    from inference.contracts import Context
+    from jobs.claims import Held
+    from jobs.models import Job
+
+
+def run(held: Held) -> None:
+    """Do the claimed step and move the job on."""
+    STEPS[held.claim.step](held)
+
+
+def folder_of(job: Job) -> str:
+    """Return the storage prefix of everything that belongs to the job."""
+    return f"{job.account_id}/{job.id}"
+
+
+# --------------------------------------------------------------------- prepare
+
+
+def prepare(held: Held) -> None:
+    """Fetch, decode and clean the pictures; decide the size; queue the next step."""
+    claim, job = held.claim, claims.load(held.claim)
+    request = JobRequest.load(job.request)
+    world = context.get()
+    inputs: dict[str, Any] = {}
+    with workfolder(world) as folder:
+        for name in ("image", "last_image"):
+            picture: Picture | None = getattr(request, name)
+            if picture is not None:
+                inputs[name] = _picture(job, request, name, picture, folder, world)
+    resolved = {
+        **job.resolved,
+        **renders.resolve(request, tuple(inputs["image"]["size"])),
+    }
+    kind = job.route["kind"]
+    lifecycle.advance(
+        claim,
+        Step.GENERATE if kind == "engine" else Step.SUBMIT,
+        queue=job.route["queue"],
+        inputs=inputs,
+        resolved=resolved,
+    )
+
+
+def _picture(
+    job: Job,
+    request: JobRequest,
+    name: str,
+    picture: Picture,
+    folder: Path,
+    world: Context,
+) -> dict[str, Any]:
+    """Return the stored clean picture: its key and size."""
+    kept = _kept_input(job, name)
+    if kept is not None:
+        return kept
+    data = _bytes_of(job, name, picture, world)
+    target = folder / f"{name}.png"
+    try:
+        header = images.clean(data, target, world.limits)
+    except InputRejected as refused:
+        raise InputRejected(str(refused), field=name, code=refused.code) from refused
+    if rules := request.picture_rules:
+        broken = rules.broken_by(
+            width=header.width,
+            height=header.height,
+            size_bytes=len(data),
+            format=header.format,
+            has_alpha=header.has_alpha,
+        )
+        if broken is not None:
+            code, message = broken
+            raise InputRejected(message, field=name, code=code)
+    key = f"{folder_of(job)}/in/{job.fence}-{name}.png"
+    stored = world.storage.put_file(key, target, content_type="image/png")
+    return {
+        "key": key,
+        "size": [header.width, header.height],
+        "sha256": stored.sha256,
+    }
+
+
+def _kept_input(job: Job, name: str) -> dict[str, Any] | None:
+    """Return the source's picture for a remix, whose request has no bytes."""
+    if job.source is None or job.uploads.filter(name=name).exists():
+        return None
+    kept: dict[str, Any] | None = job.source.inputs.get(name)
+    return kept
+
+
+def _bytes_of(job: Job, name: str, picture: Picture, world: Context) -> bytes:
+    if picture.url is not None:
+        return world.egress.fetch(
+            picture.url,
+            max_bytes=world.limits.image_bytes,
+            accept="image/*",
+            field=name,
+        )
+    return bytes(job.uploads.get(name=name).data)
+
+
+# -------------------------------------------------------------------- generate
+
+
+def generate(held: Held) -> None:
+    """Make the frames on this machine; finish the file here when it is small."""
+    from inference import registry
+
+    claim, job = held.claim, claims.load(held.claim)
+    lifecycle.announce_running(claim)
+    request = JobRequest.load(job.request)
+    world = context.get()
+    started = time.monotonic()
+    with workfolder(world) as folder:
+        plan = renders.render_request(
+            reference=str(job.id),
+            request=request,
+            route=job.route,
+            resolved=job.resolved,
+            **_local_inputs(job, world, folder),
+        )
+        engine = registry.engine(job.route["runner"], job.route["profile"], world)
+        frames = engine.frames(
+            plan, on_progress=held.on_progress, should_stop=held.should_stop
+        )
+        fingerprint = dict(engine.fingerprint(plan))
+        resolved = {**job.resolved, "fingerprint": fingerprint}
+        if renders.finishes_in_place(request, job.route):
+            artifact = _finish(job, claim.fence, frames, plan.output, world, folder)
+            lifecycle.record(claim, resolved=resolved)
+            lifecycle.succeed(claim, artifact, work_seconds=time.monotonic() - started)
+            return
+        master = _store_master(job, claim.fence, frames, plan, world, folder)
+    lifecycle.advance(
+        claim,
+        Step.FINISH,
+        queue="media",
+        master=master,
+        resolved=resolved,
+        work_seconds=time.monotonic() - started,
+    )
+
+
+def _local_inputs(job: Job, world: Context, folder: Path) -> dict[str, Path]:
+    """Bring the prepared inputs into ``folder``."""
+    found = {}
+    for name, entry in job.inputs.items():
+        found[name] = folder / Path(entry["key"]).name
+        world.storage.get_file(entry["key"], found[name])
+    return found
+
+
+def _store_master(
+    job: Job, fence: int, frames: Iterator[Any], plan: Any, world: Context, folder: Path
+) -> dict[str, Any]:
+    """Keep the frames, nearly lossless, for the media workers to finish."""
+    from inference.media.encode import MASTER, Encoder
+
+    target = folder / "master.mp4"
+    with Encoder(
+        target, width=plan.width, height=plan.height, fps=plan.fps, effort=MASTER
+    ) as encoder:
+        for frame in frames:
+            encoder.write(frame)
+    key = f"{folder_of(job)}/work/{fence}-{uuid.uuid4().hex}.mp4"
+    world.storage.put_file(key, target, content_type="video/mp4")
+    return {"key": key, "width": plan.width, "height": plan.height}
+
+
+# ---------------------------------------------------------------------- finish
+
+
+def finish(held: Held) -> None:
+    """Turn an unfinished clip (a GPU's or a provider's) into the delivered file."""
+    from inference.media.finish import frames_of
+
+    claim, job = held.claim, claims.load(held.claim)
+    request = JobRequest.load(job.request)
+    world = context.get()
+    started = time.monotonic()
+    with workfolder(world) as folder:
+        source = folder / "master.mp4"
+        world.storage.get_file(job.master["key"], source)
+        audio = _local_inputs(job, world, folder).get("audio")
+        output = renders.output_plan(
+            reference=str(job.id),
+            request=request,
+            route=job.route,
+            resolved=job.resolved,
+            audio=audio,
+        )
+        artifact = _finish(
+            job, claim.fence, frames_of(source, output), output, world, folder
+        )
+    lifecycle.succeed(claim, artifact, work_seconds=time.monotonic() - started)
+
+
+def _finish(
+    job: Job,
+    fence: int,
+    frames: Iterator[Any],
+    output: Any,
+    world: Context,
+    folder: Path,
+) -> Any:
+    from inference.media import finish as finishing
+
+    # The fence in the key: a late worker's file is an orphan, never the job's.
+    key = f"{folder_of(job)}/out/{fence}-{uuid.uuid4().hex}"
+    return finishing.finish(frames, output, world, key=key, folder=folder)
+
+
+# ----------------------------------------------------------------------- parts
+
+
+@contextmanager
+def workfolder(world: Context) -> Iterator[Path]:
+    """Yield an empty folder that is gone afterwards."""
+    world.workdir.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=world.workdir))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+StepFunction = Callable[["Held"], None]
+
+STEPS: Mapping[Step, StepFunction] = {
+    Step.PREPARE: prepare,
+    Step.GENERATE: generate,
+    Step.FINISH: finish,
+}

@@ -1,0 +1,169 @@
+"""The Celery side: one task, a bell. It claims one job of the queue and does its step.
+
+A bell carries nothing but the queue's name: whatever is ready first is done. A bell
+too many finds nothing to do; a bell too few is made good by the housekeeper.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from celery import shared_task, signals
+from django.db import Error as DatabaseError
+from django.db import close_old_connections
+
+from inference.errors import (
+    EngineBroken,
+    EngineFailed,
+    InputRejected,
+    OutOfMemory,
+    RenderError,
+    Stopped,
+)
+from jobs import bells, claims, lifecycle, steps, workers
+
+if TYPE_CHECKING:
+    from celery import Task
+
+    from jobs.claims import Held
+
+log = structlog.get_logger()
+heart = claims.Heart()
+
+#: Flower's task list follows these events; more often shows nothing more.
+PROGRESS_EVENT_SECONDS = 1.0
+
+
+@shared_task(name=bells.TASK, bind=True)
+def ring(self: Task[Any, Any], queue: str) -> None:
+    """Claim the next ready job of ``queue`` and do its step, if there is one."""
+    close_old_connections()
+    try:
+        claim = claims.claim_next(queue, worker=_worker_name(self))
+        if claim is not None:
+            with heart.hold(claim) as held, _shown_in_flower(self, held):
+                _do(held)
+    finally:
+        close_old_connections()
+
+
+def _do(held: Held) -> None:
+    claim = held.claim
+    job_log = log.bind(job=str(claim.job_id), step=claim.step.value, fence=claim.fence)
+    try:
+        steps.run(held)
+    except lifecycle.Superseded:
+        job_log.info("claim_superseded")
+    except Stopped:
+        _stopped(held)
+    except RenderError as error:
+        job_log.warning("step_failed", code=error.code, error=str(error))
+        _failed(held, error)
+        if isinstance(error, EngineBroken):
+            # What this process holds on the device can no longer be trusted.
+            os.kill(os.getpid(), signal.SIGTERM)
+    except DatabaseError:
+        # The lease runs out and somebody else does the step.
+        job_log.exception("database_failed_during_step")
+    except MemoryError as error:
+        _failed(held, OutOfMemory(str(error)))
+    except Exception as error:
+        job_log.exception("step_broke")
+        _failed(held, EngineFailed(f"{type(error).__name__}: {error}"))
+
+
+def _stopped(held: Held) -> None:
+    claim = held.claim
+    try:
+        match held.stop_reason:
+            case "canceled":
+                lifecycle.confirm_canceled(claim)
+            case "expired":
+                lifecycle.fail(
+                    claim,
+                    RenderError(
+                        "ran past its deadline",
+                        code="deadline_exceeded",
+                        permanent=True,
+                        public="Making the video took too long.",
+                    ),
+                )
+            case "lost":
+                pass
+            case _:
+                lifecycle.let_go(claim)
+    except lifecycle.Superseded:
+        log.info("claim_superseded", job=str(claim.job_id))
+
+
+def _failed(held: Held, error: RenderError) -> None:
+    try:
+        if error.permanent or isinstance(error, InputRejected):
+            lifecycle.fail(held.claim, error)
+        else:
+            lifecycle.try_again(held.claim, error)
+    except lifecycle.Superseded:
+        log.info("claim_superseded", job=str(held.claim.job_id))
+    except DatabaseError:
+        log.exception("database_failed_after_step", job=str(held.claim.job_id))
+
+
+# ------------------------------------------------------------ seen from outside
+
+
+class _shown_in_flower:  # noqa: N801 - reads as the context it is
+    """Sends ``task-progress`` events with job, account, model and progress."""
+
+    def __init__(self, task: Task[Any, Any], held: Held) -> None:
+        self._task, self._held = task, held
+        self._over = threading.Event()
+
+    def __enter__(self) -> None:
+        self._send()
+        threading.Thread(target=self._run, name="flower", daemon=True).start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._send()
+
+    def _run(self) -> None:
+        while not self._over.wait(PROGRESS_EVENT_SECONDS):
+            self._send()
+
+    def _send(self) -> None:
+        claim, progress = self._held.claim, self._held.progress
+        facts = {
+            "job": str(claim.job_id),
+            "account": str(claim.account_id),
+            "model": claim.model,
+            "step": claim.step.value,
+            "progress": round(progress.fraction, 3),
+            "stage": progress.stage,
+        }
+        self._task.send_event(
+            "task-progress", args=repr((claim.queue,)), kwargs=repr(facts)
+        )
+
+
+def _worker_name(task: Task[Any, Any]) -> str:
+    return str(task.request.hostname or socket.gethostname())
+
+
+@signals.worker_ready.connect
+def _announce(sender: Any, **_: Any) -> None:
+    """Tell Postgres which queues this process serves, now and every few seconds."""
+    queues = [queue.name for queue in sender.task_consumer.queues]
+    workers.start(name=str(sender.hostname), queues=queues, heart=heart)
+    for name in queues:
+        bells.ring(name)
+
+
+@signals.worker_shutting_down.connect
+def _drain(**_: Any) -> None:
+    # Long work stops at its next stopping point and goes back to its queue untried.
+    heart.is_draining.set()

@@ -1,0 +1,52 @@
+"""Signs of life: each worker process keeps one row that says what it serves and does."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import structlog
+from django.db import Error as DatabaseError
+from django.db import connection
+from django.db.models.functions import Now
+
+from jobs.models import Worker
+
+if TYPE_CHECKING:
+    from jobs.claims import Heart
+
+log = structlog.get_logger()
+
+EVERY_SECONDS = 10.0
+
+
+def start(*, name: str, queues: list[str], heart: Heart) -> None:
+    """Report now, then every few seconds from a thread of its own."""
+    Worker.objects.update_or_create(
+        name=name,
+        defaults={"queues": queues, "started_at": Now(), "seen_at": Now(), "doing": []},
+    )
+    threading.Thread(
+        target=_run, args=(name, heart), name="sign-of-life", daemon=True
+    ).start()
+
+
+def _run(name: str, heart: Heart) -> None:
+    while not heart.is_draining.wait(EVERY_SECONDS):
+        try:
+            _report(name, heart)
+        except DatabaseError as error:
+            log.warning("sign_of_life_failed", error=str(error))
+            connection.close()
+
+
+def _report(name: str, heart: Heart) -> None:
+    doing = [
+        {
+            "job": str(held.claim.job_id),
+            "step": held.claim.step.value,
+            "progress": round(held.progress.fraction, 3),
+        }
+        for held in heart.holding()
+    ]
+    Worker.objects.filter(name=name).update(seen_at=Now(), doing=doing)

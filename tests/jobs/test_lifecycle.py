@@ -1,0 +1,219 @@
+"""A job's life and its money, on real Postgres."""
+
+from __future__ import annotations
+
+import pytest
+from django.db import DatabaseError, transaction
+
+from billing import ledger
+from billing.models import Account
+from inference.contracts import Artifact
+from inference.errors import EngineFailed, InputRejected, OutageError
+from jobs import claims, intake, lifecycle, slots
+from jobs.claims import Claim
+from jobs.errors import InsufficientCredits, NotAcceptableNow
+from jobs.models import Attempt, Job, JobUpload
+from jobs.states import Status, Step
+from tests.factories import credential, make_account, make_job, make_request
+
+pytestmark = pytest.mark.django_db
+
+ARTIFACT = Artifact(
+    key="out/1.mp4",
+    size_bytes=10,
+    sha256="00",
+    width=96,
+    height=64,
+    fps=16.0,
+    frames=16,
+    seconds=1.0,
+    has_audio=False,
+)
+
+
+@pytest.fixture
+def alice() -> Account:
+    return make_account("alice", credits=10)
+
+
+def available(account: Account) -> int:
+    return ledger.balance(account_id=account.pk, mode="live").available_millicredits
+
+
+def held(account: Account) -> int:
+    return ledger.balance(account_id=account.pk, mode="live").held_millicredits
+
+
+def claim(queue: str, worker: str = "w1") -> Claim:
+    found = claims.claim_next(queue, worker=worker)
+    assert found is not None
+    return found
+
+
+def prepared(job: Job) -> Claim:
+    """Take the job through prepare and claim its generate step."""
+    lifecycle.advance(
+        claim("media"), Step.GENERATE, queue="cpu", inputs={"image": {"key": "k"}}
+    )
+    return claim("cpu")
+
+
+def test_accepting_a_job_holds_its_price(alice: Account) -> None:
+    job = make_job(alice, seconds=5)
+    assert job.quoted_millicredits == 1000
+    assert (available(alice), held(alice)) == (9000, 1000)
+
+
+def test_a_finished_job_is_charged_once(alice: Account) -> None:
+    job = make_job(alice)
+    work = prepared(job)
+    lifecycle.succeed(work, ARTIFACT)
+    with pytest.raises(lifecycle.Superseded):
+        lifecycle.succeed(work, ARTIFACT)
+    job.refresh_from_db()
+    assert (job.status, job.step) == (Status.SUCCEEDED, Step.DONE)
+    assert job.charged_millicredits == 1000
+    assert (available(alice), held(alice)) == (9000, 0)
+    assert job.files_expire_at is not None
+
+
+def test_a_failed_job_gives_back_every_credit(alice: Account) -> None:
+    job = make_job(alice)
+    lifecycle.fail(claim("media"), InputRejected("no picture", field="image"))
+    job.refresh_from_db()
+    assert job.status == Status.FAILED
+    assert job.error_message == "no picture"
+    assert (job.charged_millicredits, job.refunded_millicredits) == (0, 1000)
+    assert (available(alice), held(alice)) == (10_000, 0)
+
+
+def test_a_job_without_money_is_not_accepted_and_leaves_nothing(alice: Account) -> None:
+    with pytest.raises(InsufficientCredits) as refused, transaction.atomic():
+        intake.submit(
+            make_request(seconds=15),
+            credential=credential(make_account("bob")),
+            dialect="native",
+            public_id="b1",
+        )
+    assert refused.value.required_millicredits == 3000
+    assert refused.value.available_millicredits == 0
+    assert not Job.objects.exists()
+
+
+def test_a_step_is_tried_three_times_and_then_the_job_fails(alice: Account) -> None:
+    job = make_job(alice)
+    for _ in range(2):
+        lifecycle.try_again(claim("media"), EngineFailed("broke"))
+        Job.objects.update(run_after=None)
+    lifecycle.try_again(claim("media"), EngineFailed("broke"))
+    job.refresh_from_db()
+    assert job.status == Status.FAILED
+    assert available(alice) == 10_000
+    assert [a.outcome for a in job.attempts.all()] == ["failed"] * 3
+
+
+def test_our_own_outage_uses_up_no_try(alice: Account) -> None:
+    job = make_job(alice)
+    for _ in range(5):
+        lifecycle.try_again(claim("media"), OutageError("storage is away"))
+        Job.objects.update(run_after=None)
+    job.refresh_from_db()
+    assert (job.status, job.step_tries) == (Status.QUEUED, 0)
+
+
+def test_a_failed_step_waits_before_it_is_tried_again(alice: Account) -> None:
+    make_job(alice)
+    lifecycle.try_again(claim("media"), EngineFailed("broke"))
+    assert claims.claim_next("media", worker="w1") is None
+
+
+def test_a_late_worker_changes_nothing(alice: Account) -> None:
+    job = make_job(alice)
+    zombie = prepared(job)
+    Job.objects.update(lease_until="2020-01-01T00:00Z")
+    lifecycle.lose(Job.objects.get())
+    other = claim("cpu", "w2")
+    lifecycle.succeed(other, ARTIFACT)
+    with pytest.raises(lifecycle.Superseded):
+        lifecycle.succeed(zombie, ARTIFACT)
+    with pytest.raises(lifecycle.Superseded):
+        lifecycle.fail(zombie, EngineFailed("late"))
+    with pytest.raises(lifecycle.Superseded):
+        lifecycle.record(zombie, resolved={})
+    assert (available(alice), held(alice)) == (9000, 0)
+    assert [a.outcome for a in Attempt.objects.filter(job=job)] == ["ok", "lost", "ok"]
+
+
+def test_a_draining_worker_gives_its_job_back_untried(alice: Account) -> None:
+    job = make_job(alice)
+    lifecycle.let_go(claim("media"))
+    again = claim("media", "w2")
+    assert (again.tries, again.job_id) == (0, job.pk)
+
+
+def test_a_queued_job_is_canceled_at_once(alice: Account) -> None:
+    job = lifecycle.cancel(make_job(alice))
+    assert job.status == Status.CANCELED
+    assert available(alice) == 10_000
+    assert not JobUpload.objects.exists()
+
+
+def test_a_running_job_is_canceled_when_its_worker_sees_it(alice: Account) -> None:
+    job = make_job(alice)
+    work = prepared(job)
+    assert lifecycle.cancel(job).status == Status.RUNNING
+    lifecycle.succeed(work, ARTIFACT)  # it had just finished: the cancel came first
+    job.refresh_from_db()
+    assert job.status == Status.CANCELED
+    assert available(alice) == 10_000
+
+
+def test_running_jobs_may_be_canceled_only_so_often(alice: Account) -> None:
+    plan = alice.plan
+    plan.running_cancels_per_day = 1
+    plan.save()
+    for _ in range(2):
+        make_job(alice)
+    for work in (prepared(Job.objects.all()[1]), prepared(Job.objects.all()[0])):
+        job = Job.objects.get(pk=work.job_id)
+        if Job.objects.filter(cancel_requested_at__isnull=False).exists():
+            with pytest.raises(NotAcceptableNow):
+                lifecycle.cancel(job)
+        else:
+            lifecycle.cancel(job)
+
+
+def test_an_ended_job_cannot_be_canceled_or_changed(alice: Account) -> None:
+    job = make_job(alice)
+    lifecycle.succeed(prepared(job), ARTIFACT)
+    with pytest.raises(NotAcceptableNow):
+        lifecycle.cancel(Job.objects.get())
+    with pytest.raises(DatabaseError), transaction.atomic():
+        Job.objects.update(status=Status.QUEUED)
+
+
+def test_an_account_has_only_so_many_jobs_in_the_making(alice: Account) -> None:
+    plan = alice.plan
+    plan.max_running = 2
+    plan.save()
+    for _ in range(4):
+        make_job(alice)
+    assert Job.objects.filter(ready_at__isnull=False).count() == 2
+    lifecycle.fail(claim("media"), InputRejected("bad", field="image"))
+    assert Job.objects.filter(ready_at__isnull=False, status="queued").count() == 2
+    assert slots.is_free(account_id=alice.pk, mode="live", limit=3)
+
+
+def test_a_claim_takes_the_job_of_highest_priority_first(alice: Account) -> None:
+    make_job(alice)
+    urgent = make_job(alice, priority=5)
+    assert claim("media").job_id == urgent.pk
+
+
+def test_test_jobs_cost_test_credits_and_take_the_simulating_route(
+    alice: Account,
+) -> None:
+    job = make_job(alice, mode="test", model="wan2.6-i2v")
+    assert job.route["simulates"]
+    assert job.quoted_millicredits > 0
+    assert available(alice) == 10_000
