@@ -38,7 +38,7 @@ from jobs.dialects.base import (
     WireRequest,
     WireResponse,
 )
-from jobs.requests import JobRequest, Picture
+from jobs.requests import JobRequest, Picture, Sound
 
 HERE = Path(__file__).parent
 PHOTO = (HERE.parent / "photos" / "astronaut.jpg").read_bytes()
@@ -65,8 +65,10 @@ def check(dialect_name: str, name: str) -> None:
     wire = wire_of(pair["request"])
     route = find_route(dialect, wire)
     made: JobRequest | None = None
+    if route is not None:
+        params = params_of(route, wire.path)
+        wire = dataclasses.replace(wire, params=params, operation=route.operation)
     if route is not None and "error" not in pair.get("result", {}):
-        wire = dataclasses.replace(wire, params=params_of(route, wire.path))
         command = route.parse(wire, lookup)
         made = command.request if isinstance(command, Create) else None
         if "asked" in pair:
@@ -123,6 +125,8 @@ def view_of(given: Mapping[str, Any], made: JobRequest | None = None) -> JobView
     """Return a job as our side sees it; ``given`` overrides, ``request`` shapes it."""
     values = dict(given)
     shape = values.pop("request", {})
+    if "audio" in shape:
+        shape = {**shape, "audio": Sound(**shape["audio"])}
     request = made or JobRequest.build(
         MODELS[shape.pop("model", "wan2.2-i2v")],
         image=Picture(data=PHOTO, size=(512, 512), format="JPEG"),
@@ -173,7 +177,11 @@ def _result(result: Mapping[str, Any], made: JobRequest | None) -> Any:
         case {"many": many}:
             values = dict(many)
             jobs = [view_of(job) for job in values.pop("jobs", [])]
-            return ManyResult(jobs=jobs, **values)
+            refused = values.pop("errors", {})
+            causes = {name: error_of(cause) for name, cause in refused.items()}
+            return ManyResult(jobs=jobs, errors=causes, **values)
+        case {"token": token}:
+            return token
         case {"balance": balance}:
             return BalanceView(**balance)
         case _:
@@ -187,8 +195,7 @@ def _same_values(asked: Mapping[str, Any], command: Any) -> None:
     subject = command.request if isinstance(command, Create) else command
     stored = subject.stored() if isinstance(subject, JobRequest) else vars(subject)
     for name, value in asked.items():
-        found = stored[name]
-        found = list(found) if isinstance(found, tuple) else found
+        found = json.loads(json.dumps(stored[name], default=str))
         assert found == value, f"{name}: {found!r} is not {value!r}"
 
 
