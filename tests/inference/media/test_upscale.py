@@ -106,9 +106,10 @@ def test_the_full_published_shapes_are_recognised():
 def test_the_smallest_scale_that_suffices_is_taken(folder):
     _save(folder, "a_x4.pth", _srvgg(4))
     _save(folder, "b_x2.pth", _srvgg(2))
-    choose = lambda factor: (
-        upscale.plan((64, 48), (64 * factor, 48 * factor), weights=folder).label
-    )
+
+    def choose(factor):
+        return upscale.plan((64, 48), (64 * factor, 48 * factor), weights=folder).label
+
     assert choose(2) == "b_x2"
     assert choose(3) == "a_x4"
     assert choose(8) == "a_x4"
@@ -117,9 +118,10 @@ def test_the_smallest_scale_that_suffices_is_taken(folder):
 def test_the_operator_may_name_the_weights_or_turn_them_off(folder):
     _save(folder, "a_x4.pth", _srvgg(4))
     _save(folder, "b_x2.pth", _srvgg(2))
-    ask = lambda **options: (
-        upscale.plan((64, 48), (128, 96), weights=folder, options=options).label
-    )
+
+    def ask(**options):
+        return upscale.plan((64, 48), (128, 96), weights=folder, options=options).label
+
     assert ask(upscale_weights="a_x4.pth") == "a_x4"
     assert ask(upscale_device="off") == "lanczos"
 

@@ -1,0 +1,225 @@
+"""Safety: rules for prompts, a classifier for pictures, and what a policy does with both.
+
+Prompt rules always run. Pictures (the input, and frames sampled from the output) are
+judged by a ViT classifier whose weights lie in ``weights/safety``; without them, or
+without torch, ``Safety.mode`` says ``prompt_only``. ``required=True`` refuses to start
+then. Some rules no policy lifts. Torch is only imported when weights are there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from PIL import Image
+
+from inference.errors import ContentBlocked, WeightsMissing
+
+if TYPE_CHECKING:
+    from inference.contracts import Frame
+
+#: block: refuse and refund; flag: deliver and mark the job; off: trusted accounts only.
+Policy = Literal["block", "flag", "off"]
+Mode = Literal["classifier", "prompt_only"]
+
+FOLDER = "safety"
+THRESHOLD = 0.8
+SAMPLED_FRAMES = 8
+#: Longest side of a kept sample; the classifier looks at 224 pixels.
+SAMPLE_SIDE = 384
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``reasons`` are stable codes; ``never`` means that no policy allows it."""
+
+    flagged: bool = False
+    reasons: tuple[str, ...] = ()
+    score: float | None = None
+    never: bool = False
+
+
+class Classifier(Protocol):
+    def scores(self, images: Sequence[Image.Image]) -> list[float]:
+        """Return for each picture how surely it is unsafe, 0..1."""
+
+
+class Safety:
+    """The checks of one process. Build with `load`; ask, then `enforce`."""
+
+    def __init__(
+        self, classifier: Classifier | None = None, *, threshold: float = THRESHOLD
+    ) -> None:
+        self._classifier = classifier
+        self._threshold = threshold
+
+    @property
+    def mode(self) -> Mode:
+        return "prompt_only" if self._classifier is None else "classifier"
+
+    def prompt(self, text: str) -> Verdict:
+        return judge_prompt(text)
+
+    def image(self, path: Path) -> Verdict:
+        """Judge a prepared (already safely re-encoded) picture."""
+        if self._classifier is None:
+            return Verdict()
+        with Image.open(path) as image:
+            return self._judge([image.convert("RGB")], reason="input_image")
+
+    def frames(self, sample: FrameSample) -> Verdict:
+        if self._classifier is None or not sample.images:
+            return Verdict()
+        return self._judge(sample.images, reason="output_frames")
+
+    def _judge(self, images: Sequence[Image.Image], *, reason: str) -> Verdict:
+        if self._classifier is None:
+            return Verdict()
+        worst = max(self._classifier.scores(images))
+        flagged = worst >= self._threshold
+        return Verdict(
+            flagged=flagged, reasons=(reason,) if flagged else (), score=round(worst, 4)
+        )
+
+
+class FrameSample:
+    """Keeps a few small copies, evenly spread, of the frames that stream past."""
+
+    def __init__(self, total: int, *, count: int = SAMPLED_FRAMES) -> None:
+        self.images: list[Image.Image] = []
+        self._wanted = {
+            round(index) for index in np.linspace(0, total - 1, min(count, total))
+        }
+        self._seen = 0
+
+    def wants_next(self) -> bool:
+        """Count one frame; say whether it is one of those to `keep`."""
+        self._seen += 1
+        return self._seen - 1 in self._wanted
+
+    def keep(self, frame: Frame) -> None:
+        image = Image.fromarray(frame)
+        image.thumbnail((SAMPLE_SIDE, SAMPLE_SIDE))
+        self.images.append(image)
+
+
+def load(
+    weights: Path, *, required: bool = False, threshold: float = THRESHOLD
+) -> Safety:
+    """Return the checks this host can do.
+
+    ``required`` is for a policy that demands the classifier: raises WeightsMissing,
+    naming the folder, when it cannot run here.
+    """
+    folder = weights / FOLDER
+    if not (folder / "config.json").exists():
+        missing = f"no classifier weights in {folder}"
+    elif importlib.util.find_spec("torch") is None:
+        missing = "torch is not installed on this worker"
+    else:
+        model = importlib.import_module("inference.media.safety_classifier")
+        return Safety(model.ViTClassifier(folder), threshold=threshold)
+    if required:
+        raise WeightsMissing(f"the safety policy demands the classifier: {missing}")
+    return Safety(threshold=threshold)
+
+
+def enforce(verdict: Verdict, policy: Policy) -> dict[str, Any]:
+    """Return what the job notes; raise ContentBlocked where the policy says so.
+
+    Under ``off`` nothing is noted, but what no policy allows is still refused.
+    """
+    if verdict.never or (verdict.flagged and policy == "block"):
+        raise ContentBlocked(f"safety: {', '.join(verdict.reasons)}")
+    if policy == "off" or not verdict.flagged:
+        return {}
+    return {"flagged": list(verdict.reasons), "score": verdict.score}
+
+
+# -- prompt rules --------------------------------------------------------------------
+
+_SEXUAL = re.compile(
+    r"\b(?:nudes?|nudity|naked(?![ -]eye)|nsfw|porn\w*|hentai|xxx|topless|bottomless|undress\w*"
+    r"|unclothed|strip(?:s|ping|tease)\b|lewd|erotic\w*|orgasm\w*|masturbat\w*|blow ?job"
+    r"|genital\w*|penis\w*|vagina\w*|nipples?|cum ?shot|fellatio|cunnilingus"
+    r"|(?:having|have|has) sex|sex (?:act|scene|tape)s?|sexual (?:act|intercourse)\w*"
+    r"|without (?:any )?clothes|no clothes|(?:take|takes|taking) off (?:her|his|their)"
+    r" (?:clothes|dress|shirt|bra|underwear|top))\b"
+    r"|裸体|裸照|全裸|色情|脱衣|脱光|性爱|性交"
+)
+_MINOR = re.compile(
+    r"\b(?:child(?:ren)?|kids?|minors?|toddlers?|bab(?:y|ies)|infants?|pre ?teens?"
+    r"|teen(?:s|ager|agers|aged?)?|under ?aged?|schoolgirls?|schoolboys?|little (?:girl"
+    r"|boy)s?|young (?:girl|boy)s?|lol(?:i|ita)s?|shotas?|(?:[0-9]|1[0-7])[ -]?"
+    r"(?:years?|yrs?|yo|y/o)(?:[ -]?olds?)?|girls?|boys?)\b"
+    r"|儿童|小孩|幼女|幼童|未成年|女孩|男孩"
+)
+_REAL_PERSON = re.compile(
+    r"\b(?:deep ?fake\w*|nudif\w+|undress (?:her|him|this|the) (?:woman|girl|man|person)"
+    r"|remove (?:her|his|their|the) cloth\w*|x-?ray (?:her|his|their|the) cloth\w*)\b"
+)
+_GORE = re.compile(
+    r"\b(?:behead\w*|decapitat\w*|disembowel\w*|dismember\w*|gore|gory|mutilat\w*"
+    r"|eviscerat\w*|snuff (?:film|video|movie)s?|tortur(?:e|es|ed|ing) (?:a |the |her"
+    r"|him|them|to death)\w*)\b|斩首|肢解|虐杀"
+)
+_EXTREMISM = re.compile(
+    r"\b(?:isis (?:flag|propaganda|execution)|nazi propaganda|(?:mass|school) shooting"
+    r"|suicide bomb\w*|terror(?:ist)? propaganda|ethnic cleansing)\b|恐怖袭击"
+)
+_SELF_HARM = re.compile(
+    r"\b(?:suicide|self[ -]?harm\w*|slit(?:s|ting)? (?:her|his|their|my) wrists?"
+    r"|hang(?:s|ing)? (?:herself|himself|themsel\w+|myself))\b|自杀|自残"
+)
+_RULES = {
+    "sexual": _SEXUAL,
+    "nonconsensual": _REAL_PERSON,
+    "gore": _GORE,
+    "extremism": _EXTREMISM,
+    "self_harm": _SELF_HARM,
+}
+_LEET = str.maketrans("013457@$!", "oleastasi")
+_SPACED = re.compile(r"\b(?:\w[ .\-_*]){3,}\w\b")
+
+
+def judge_prompt(text: str) -> Verdict:
+    """Judge what a customer wrote; hidden marks, look-alikes and s p a c i n g count.
+
+    >>> judge_prompt("A cat naps in Essex, cocktail in hand").flagged
+    False
+    >>> judge_prompt("a n u d e woman").reasons
+    ('sexual',)
+    """
+    plain = _plain(text)
+    readings = (plain, plain.translate(_LEET))
+    reasons = tuple(
+        code
+        for code, rule in _RULES.items()
+        if any(rule.search(reading) for reading in readings)
+    )
+    about_a_minor = any(_MINOR.search(reading) for reading in readings)
+    if about_a_minor and {"sexual", "nonconsensual"} & set(reasons):
+        return Verdict(flagged=True, reasons=("minor", *reasons), never=True)
+    return Verdict(flagged=bool(reasons), reasons=reasons)
+
+
+def _plain(text: str) -> str:
+    """Return lower-case text without accents, invisible marks or letters s p a c e d."""
+    decomposed = unicodedata.normalize("NFKD", text)
+    kept = "".join(
+        character
+        for character in decomposed
+        if unicodedata.category(character) not in {"Mn", "Cf", "Cc"}
+        or character in "\n\t"
+    )
+    joined = _SPACED.sub(
+        lambda match: re.sub(r"[ .\-_*]", "", match[0]), kept.casefold()
+    )
+    return re.sub(r"\s+", " ", joined)
