@@ -42,8 +42,11 @@ def read(request: HttpRequest, *, limit_bytes: int) -> tuple[Any, Mapping[str, U
 
     Raises PayloadTooLarge, UnsupportedMediaType, MalformedBody or InvalidRequest.
     """
-    if request.META.get("zoetrope.body_refused") or _declared(request) > limit_bytes:
+    mark = request.META.get("HTTP_ZOETROPE_BODY")
+    if mark == "too-large" or _declared(request) > limit_bytes:
         raise PayloadTooLarge(f"The body may have at most {limit_bytes // 2**20} MB.")
+    if mark == "charset":
+        raise UnsupportedMediaType("The body must be UTF-8.")
     if request.META.get("HTTP_CONTENT_ENCODING", "identity") != "identity":
         raise UnsupportedMediaType("Content-Encoding is not supported.")
     kind = request.content_type or ""
@@ -68,9 +71,6 @@ def read(request: HttpRequest, *, limit_bytes: int) -> tuple[Any, Mapping[str, U
         return None, {}
     if kind not in ("application/json", "text/json", "text/plain", ""):
         raise UnsupportedMediaType("Send application/json or multipart/form-data.")
-    charset = (request.content_params or {}).get("charset", "utf-8")
-    if charset.strip("\"'").lower().replace("_", "-") not in ("utf-8", "utf8"):
-        raise UnsupportedMediaType("The body must be UTF-8.")
     return parse_json(raw), {}
 
 

@@ -486,21 +486,16 @@ def task_result(view: JobView) -> dict[str, Any]:
 
 
 def _extra(view: JobView) -> dict[str, Any]:
-    extra: dict[str, Any] = {
-        "enable_nsfw_detection": view.request.safety_checker,
-        "debug_info": {
-            "request_info": "",
-            **{
-                name: str(int(moment.timestamp() * 1000))
-                for name, moment in (
-                    ("submit_time_ms", view.created_at),
-                    ("execute_time_ms", view.started_at),
-                    ("complete_time_ms", view.finished_at),
-                )
-                if moment is not None
-            },
-        },
-    }
+    extra: dict[str, Any] = {"enable_nsfw_detection": view.request.safety_checker}
+    moments = (view.created_at, view.started_at, view.finished_at)
+    if None not in moments:
+        # novita-client's parser wants all three times or no debug_info at all.
+        names = ("submit_time_ms", "execute_time_ms", "complete_time_ms")
+        extra["debug_info"] = {"request_info": ""} | {
+            name: str(int(moment.timestamp() * 1000))
+            for name, moment in zip(names, moments, strict=True)
+            if moment is not None
+        }
     seed = view.resolved.get("seed", view.request.seed)
     if seed is not None:
         extra["seed"] = str(seed)

@@ -1,0 +1,352 @@
+"""The native API as a customer sees it."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+from django.core.files.uploadedfile import SimpleUploadedFile
+from django.http import HttpResponse
+from django.test import Client
+
+from billing.models import Account
+from jobs.models import Job
+from tests.factories import make_account, make_key, png
+
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("redis_url")]
+
+PICTURE = base64.b64encode(png()).decode()
+
+
+class Api:
+    def __init__(self, key: str | None) -> None:
+        self.client = Client(raise_request_exception=False)
+        self.headers = {"Authorization": f"Bearer {key}"} if key else {}
+
+    def get(self, path: str, **headers: str) -> HttpResponse:
+        return self.client.get(path, headers={**self.headers, **headers})
+
+    def delete(self, path: str) -> HttpResponse:
+        return self.client.delete(path, headers=self.headers)
+
+    def post(self, path: str, body: Any = None, **headers: str) -> HttpResponse:
+        return self.client.generic(
+            "POST",
+            path,
+            body if isinstance(body, bytes) else json.dumps(body),
+            content_type=headers.pop("content_type", "application/json"),
+            headers={**self.headers, **headers},
+        )
+
+
+@pytest.fixture
+def alice() -> Account:
+    return make_account("alice", credits=100)
+
+
+@pytest.fixture
+def api(alice: Account) -> Api:
+    return Api(make_key(alice))
+
+
+@pytest.fixture
+def mallory() -> Api:
+    return Api(make_key(make_account("mallory", credits=100)))
+
+
+def create(api: Api, **options: Any) -> HttpResponse:
+    return api.post("/v1/jobs", {"image": PICTURE, **options})
+
+
+def test_a_created_job_shows_what_it_will_be_and_cost(api: Api) -> None:
+    response = create(api, prompt="push in", seconds=5, seed=7)
+    assert response.status_code == 202
+    job = response.json()
+    assert response["Location"] == f"/v1/jobs/{job['id']}"
+    assert (job["status"], job["step"]) == ("queued", "prepare")
+    assert job["credits"] == {
+        "quoted": 1.0,
+        "held": 1.0,
+        "charged": 0.0,
+        "refunded": 0.0,
+    }
+    assert job["parameters"]["seed"] == 7
+    assert job["parameters"]["frames"] == 80
+    assert job["parameters"]["resolution"] == "720p"
+
+
+def test_a_job_is_read_back_with_its_place_in_the_queue(api: Api) -> None:
+    create(api)
+    second = create(api).json()["id"]
+    job = api.get(f"/v1/jobs/{second}").json()
+    assert job["queue_position"] == 2
+    assert job["eta_seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    "send",
+    [
+        {"image": PICTURE},
+        {"image": f"data:image/png;base64,{PICTURE}"},
+        {"image": "https://example.com/cat.jpg"},
+    ],
+)
+def test_pictures_come_as_base64_data_uri_or_url(
+    api: Api, send: dict[str, str]
+) -> None:
+    assert api.post("/v1/jobs", send).status_code == 202
+
+
+def test_pictures_come_as_a_file_part(api: Api) -> None:
+    response = api.client.post(
+        "/v1/jobs",
+        {
+            "model": "motion",
+            "seconds": "2",
+            "metadata": '{"order": "17"}',
+            "image": SimpleUploadedFile("a.png", png(), "image/png"),
+        },
+        headers=api.headers,
+    )
+    assert response.status_code == 202, response.content
+    assert response.json()["metadata"] == {"order": "17"}
+
+
+@pytest.mark.parametrize(
+    ("field", "body"),
+    [
+        ("image", {}),
+        ("image", {"image": 3}),
+        ("image", {"image": "not base64!"}),
+        ("image", {"image": base64.b64encode(b"GIF89a....").decode()}),
+        ("image", {"image": "http://127.0.0.1/a.png"}),
+        ("image", {"image": "http://0x7f000001/a.png"}),
+        ("image", {"image": "file:///etc/passwd"}),
+        ("model", {"image": PICTURE, "model": "nope"}),
+        ("seconds", {"image": PICTURE, "seconds": 16}),
+        ("seconds", {"image": PICTURE, "seconds": "long"}),
+        ("seconds", {"image": PICTURE, "seconds": True}),
+        ("seconds", {"image": PICTURE, "seconds": -1}),
+        ("fps", {"image": PICTURE, "fps": 60}),
+        ("seed", {"image": PICTURE, "seed": 1.5}),
+        ("seed", {"image": PICTURE, "seed": -2}),
+        ("resolution", {"image": PICTURE, "resolution": "8k"}),
+        ("steps", {"image": PICTURE, "steps": 20}),
+        ("loras", {"image": PICTURE, "loras": [{"path": "x"}]}),
+        ("audio.mode", {"image": PICTURE, "audio": {"mode": "loud"}}),
+        ("audio.url", {"image": PICTURE, "audio": {"mode": "url"}}),
+        ("audio.url", {"image": PICTURE, "audio": {"url": "ftp://x/y"}}),
+        ("webhook.url", {"image": PICTURE, "webhook": "http://10.0.0.1/"}),
+        ("metadata.a", {"image": PICTURE, "metadata": {"a": 1}}),
+        ("prompt", {"image": PICTURE, "prompt": "x" * 2001}),
+        ("prompt", {"image": PICTURE, "prompt": "a\x00b"}),
+        ("prompt", {"image": PICTURE, "prompt": "\ud800"}),
+        ("effect", {"image": PICTURE, "effect": "nope"}),
+        ("surprise", {"image": PICTURE, "surprise": 1}),
+        ("size", {"image": PICTURE, "size": "1281x720"}),
+    ],
+)
+def test_bad_input_is_refused_naming_the_field(
+    api: Api, field: str, body: dict[str, Any]
+) -> None:
+    response = api.post("/v1/jobs", body)
+    assert response.status_code == 422, response.content
+    assert response["Content-Type"] == "application/problem+json"
+    assert response.json()["errors"][0]["field"] == field
+    assert not Job.objects.exists()
+
+
+def test_what_a_model_cannot_do_is_refused_naming_those_that_can(api: Api) -> None:
+    problem = create(api, steps=20).json()
+    assert "wan2.2-i2v" in problem["supported_by"]
+    assert "motion" in problem["detail"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 200_000,
+        b'{"a":' * 100_000,
+        b"{",
+        b'{"seed": NaN}',
+        b'{"seed": ' + b"9" * 100_000 + b"}",
+        b'{"seconds": 1e999}',
+        b"\xff\xfe",
+    ],
+)
+def test_broken_json_is_refused(api: Api, body: bytes) -> None:
+    response = api.post("/v1/jobs", body)
+    assert response.status_code == 400, response.content[:300]
+    assert response.json()["code"] == "malformed_body"
+
+
+def test_other_types_are_refused(api: Api) -> None:
+    response = api.post("/v1/jobs", b"{}", content_type="application/xml")
+    assert response.status_code == 415
+
+
+def test_other_charsets_are_refused(api: Api) -> None:
+    marked = {"Zoetrope-Body": "charset"}  # as the ASGI door marks them
+    assert api.post("/v1/jobs", b"{}", **marked).status_code == 415
+
+
+def test_a_picture_over_the_limit_is_refused(api: Api) -> None:
+    response = create(api, image="A" * (15 * 2**20))
+    assert response.status_code == 413
+    assert response.json()["errors"][0]["field"] == "image"
+
+
+def test_a_body_over_the_limit_is_refused(api: Api) -> None:
+    response = api.post("/v1/jobs", b" " * (17 * 2**20))
+    assert response.status_code == 413
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": "Bearer"},
+        {"Authorization": "Bearer x"},
+        {"Authorization": "Basic dTpw"},
+        {"Authorization": "Bearer zoe_live_aaaaaaaa_" + "a" * 43 + "_000000"},
+    ],
+)
+def test_every_bad_key_gets_the_same_answer(db: None, headers: dict[str, str]) -> None:
+    client = Client(headers=headers)
+    response = client.get("/v1/jobs")
+    assert response.status_code == 401
+    assert response.json()["detail"] == "A valid API key is required."
+
+
+def test_nobody_sees_anybody_elses_job(api: Api, mallory: Api) -> None:
+    job = create(api).json()["id"]
+    unknown = "00000000-0000-4000-8000-000000000000"
+    for path in ("/v1/jobs/{}", "/v1/jobs/{}/content"):
+        answers = [mallory.get(path.format(i)) for i in (job, unknown, "x")]
+        assert {a.status_code for a in answers} == {404}
+        assert len({a.json()["detail"] for a in answers}) == 1
+    assert mallory.post(f"/v1/jobs/{job}/cancel").status_code == 404
+    assert mallory.delete(f"/v1/jobs/{job}").status_code == 404
+    assert mallory.get("/v1/jobs").json()["data"] == []
+
+
+def test_jobs_are_listed_by_pages_and_filters(api: Api) -> None:
+    ids = [create(api).json()["id"] for _ in range(5)]
+    api.post(f"/v1/jobs/{ids[0]}/cancel")
+    first = api.get("/v1/jobs?limit=3").json()
+    assert [job["id"] for job in first["data"]] == ids[:1:-1]
+    rest = api.get(f"/v1/jobs?limit=3&cursor={first['next_cursor']}").json()
+    assert [job["id"] for job in rest["data"]] == ids[1::-1]
+    assert not rest["has_more"]
+    canceled = api.get("/v1/jobs?status=canceled").json()["data"]
+    assert [job["id"] for job in canceled] == [ids[0]]
+    assert api.get("/v1/jobs?status=lost").status_code == 422
+    assert api.get("/v1/jobs?limit=1000").status_code == 422
+    assert api.get("/v1/jobs?account_id=1").status_code == 422
+
+
+def test_a_canceled_job_gives_its_credits_back(api: Api) -> None:
+    job = create(api).json()["id"]
+    answer = api.post(f"/v1/jobs/{job}/cancel").json()
+    assert answer["status"] == "canceled"
+    assert answer["credits"]["refunded"] == 1.0
+    assert api.get("/v1/balance").json()["available_credits"] == 100.0
+
+
+def test_without_credits_the_answer_says_what_is_missing(db: None) -> None:
+    bob = Api(make_key(make_account("bob")))
+    response = create(bob, seconds=15)
+    assert response.status_code == 402
+    assert response.json()["required_credits"] == 3.0
+    assert response.json()["available_credits"] == 0.0
+
+
+def test_a_quote_is_what_the_job_then_costs(api: Api) -> None:
+    body = {"image": PICTURE, "seconds": 12}
+    quote = api.post("/v1/quotes", body).json()
+    assert quote["credits"] == 3.0
+    assert api.post("/v1/jobs", body).json()["credits"]["held"] == 3.0
+
+
+def test_models_show_their_limits_and_whether_they_are_available(api: Api) -> None:
+    models = {m["id"]: m for m in api.get("/v1/models").json()["data"]}
+    assert models["motion"]["available"]
+    assert not models["wan2.6-i2v"]["available"]
+    assert models["sora-2"]["alias_of"] == "wan2.7-i2v"
+    assert api.get("/v1/models/alibaba/wan-2-7-i2v").json()["object"] == "model"
+    assert api.get("/v1/models/nope").status_code == 404
+
+
+def test_a_model_without_a_route_is_refused_before_charging(api: Api) -> None:
+    response = create(api, model="wan2.6-i2v")
+    assert response.status_code == 503
+    assert response.json()["code"] == "model_unavailable"
+    assert api.get("/v1/balance").json()["held_credits"] == 0.0
+
+
+def test_repeating_a_call_with_its_idempotency_key_changes_nothing(api: Api) -> None:
+    body = {"image": PICTURE}
+    first = api.post("/v1/jobs", body, **{"Idempotency-Key": "k1"})
+    again = api.post("/v1/jobs", body, **{"Idempotency-Key": "k1"})
+    assert again.status_code == 202
+    assert again["Idempotent-Replayed"] == "true"
+    assert again.json()["id"] == first.json()["id"]
+    assert Job.objects.count() == 1
+    other = api.post("/v1/jobs", {**body, "seed": 3}, **{"Idempotency-Key": "k1"})
+    assert other.status_code == 422
+    assert other.json()["code"] == "idempotency_mismatch"
+
+
+def test_a_refused_call_does_not_use_up_its_idempotency_key(api: Api) -> None:
+    bad = api.post("/v1/jobs", {"image": "?"}, **{"Idempotency-Key": "k2"})
+    assert bad.status_code == 422
+    good = api.post("/v1/jobs", {"image": PICTURE}, **{"Idempotency-Key": "k2"})
+    assert good.status_code == 202
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "a\u0007b"])
+def test_absurd_idempotency_keys_are_refused(api: Api, key: str) -> None:
+    response = api.post("/v1/jobs", {"image": PICTURE}, **{"Idempotency-Key": key})
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["field"] == "Idempotency-Key"
+
+
+def test_a_read_key_cannot_create(alice: Account) -> None:
+    reader = Api(make_key(alice, "live", "jobs:read"))
+    assert create(reader).status_code == 403
+    assert reader.get("/v1/jobs").status_code == 200
+
+
+def test_unknown_paths_and_methods_are_problems_too(api: Api) -> None:
+    assert api.get("/v1/nothing").json()["code"] == "not_found"
+    wrong = api.client.put("/v1/jobs", headers=api.headers)
+    assert wrong.status_code == 405
+    assert wrong["Allow"] == "POST, GET"
+
+
+def test_keys_are_made_listed_and_revoked(api: Api) -> None:
+    made = api.post("/v1/keys", {"name": "ci", "scopes": ["jobs:read"]})
+    assert made.status_code == 201
+    reader = Api(made.json()["key"])
+    assert reader.get("/v1/jobs").status_code == 200
+    listed = api.get("/v1/keys").json()["data"]
+    assert made.json()["id"] in [key["id"] for key in listed]
+    assert api.delete(f"/v1/keys/{made.json()['id']}").status_code == 200
+
+
+def test_a_test_key_neither_sees_nor_spends_what_is_live(
+    api: Api, alice: Account
+) -> None:
+    create(api)
+    rehearsal = Api(make_key(alice, "test"))
+    job = create(rehearsal, model="wan2.6-i2v").json()
+    assert job["simulated"]
+    assert [j["id"] for j in rehearsal.get("/v1/jobs").json()["data"]] == [job["id"]]
+
+
+def test_the_ledger_shows_each_movement(api: Api) -> None:
+    create(api)
+    kinds = [row["kind"] for row in api.get("/v1/ledger").json()["data"]]
+    assert kinds[:2] == ["hold", "grant"]
