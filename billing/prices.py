@@ -25,6 +25,9 @@ from billing.models import PriceRow
 
 #: A new price is charged by every process this much later at most.
 CACHE_SECONDS: Final = 3.0
+#: A block is begun when more than this of it is used, in seconds: 81 frames at 16 fps,
+#: sold everywhere as a 5 s clip, last 5.0625 s.
+BLOCK_GRACE: Final = Fraction(1, 10)
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,9 @@ class Price:
         units = Fraction(usage.frames if by_frame else usage.seconds) / self.unit_size
         if units <= 0:
             raise NoPrice(f"{self.model} is sold by the {self.unit}; none was given")
-        is_part = self.prorata and self.unit != PriceRow.Unit.BLOCK
-        return units if is_part else Fraction(ceil(units))
+        if self.unit == PriceRow.Unit.BLOCK:
+            return Fraction(max(1, ceil(units - BLOCK_GRACE / self.unit_size)))
+        return units if self.prorata else Fraction(ceil(units))
 
     def amount(self, usage: Usage) -> int:
         """Return milli-credits, a begun one counting whole."""

@@ -17,9 +17,6 @@ from django.db import models
 from billing.errors import SecretUnreadable
 
 if TYPE_CHECKING:
-    from django.db.backends.base.base import BaseDatabaseWrapper
-    from django.db.models.expressions import Expression
-
     _TextField = models.TextField[str, str]
 else:
     _TextField = models.TextField
@@ -71,7 +68,7 @@ class EncryptedField(_TextField):
     """
 
     def from_db_value(
-        self, value: str | None, expression: Expression, connection: BaseDatabaseWrapper
+        self, value: str | None, expression: object, connection: object
     ) -> str | None:
         return decrypt(value) if value else value
 

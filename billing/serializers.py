@@ -175,11 +175,11 @@ def _time(field: str, value: object) -> datetime | None:
         raise BadRequest(field, reason)
     try:
         time = datetime.fromisoformat(value)
-    except ValueError as error:
+        if time.tzinfo is None:
+            raise BadRequest(field, reason)
+        return time.astimezone(UTC)
+    except (ValueError, OverflowError) as error:
         raise BadRequest(field, reason) from error
-    if time.tzinfo is None:
-        raise BadRequest(field, reason)
-    return time.astimezone(UTC)
 
 
 def _millicredits(field: str, value: object) -> int | None:

@@ -113,7 +113,7 @@ _rest = _Rest()
 
 # All buckets are read, then all are written, so a refusal takes nothing. Redis's own
 # clock decides. Answers {allowed, limit, tokens left, seconds to a token} of the bucket
-# with the least share left; numbers as strings, since Lua's would lose their fraction.
+# with the fewest left; numbers as strings, since Lua's would lose their fraction.
 _SCRIPT: Final = """
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1000000
@@ -128,9 +128,7 @@ for i, key in ipairs(KEYS) do
     end
     if tokens < 1 then allowed = 0 end
     states[i] = {tokens = tokens, limit = limit}
-    if tokens / limit < states[tightest].tokens / states[tightest].limit then
-        tightest = i
-    end
+    if tokens < states[tightest].tokens then tightest = i end
 end
 for i, key in ipairs(KEYS) do
     if allowed == 1 then states[i].tokens = states[i].tokens - 1 end
@@ -193,8 +191,8 @@ class _LocalBuckets:
             left = [count - 1 if allowed else count for count in tokens]
             for bucket, count in zip(buckets, left, strict=True):
                 self._kept[bucket.name] = (count, now)
-        shares = zip(buckets, left, strict=True)
-        tightest, count = min(shares, key=lambda pair: pair[1] / pair[0].per_minute)
+        pairs = zip(buckets, left, strict=True)
+        tightest, count = min(pairs, key=lambda pair: pair[1])
         return _allowance(allowed, tightest.per_minute, count)
 
     def _tokens(self, bucket: Bucket, now: float) -> float:

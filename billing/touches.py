@@ -7,6 +7,7 @@ API_KEY_TOUCH_SECONDS and writes each key's `last_used_at` at most once a minute
 from __future__ import annotations
 
 import threading
+import time
 from datetime import timedelta
 from typing import Final
 
@@ -54,8 +55,8 @@ def _start_writer() -> None:
 
 
 def _write() -> None:
-    pause = threading.Event()
-    while not pause.wait(settings.API_KEY_TOUCH_SECONDS):
+    while settings.API_KEY_TOUCH_SECONDS:
+        time.sleep(settings.API_KEY_TOUCH_SECONDS)
         try:
             flush()
         except DatabaseError:
