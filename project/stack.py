@@ -157,13 +157,20 @@ def _run(home: Path, say: Say, *, on_ready: Callable[[str], None]) -> None:
         with Supervisor(
             logs=home / "logs", tell=lambda name, event: say(f"{name} {event}")
         ) as supervisor:
-            addresses = start_services(supervisor, services, say)
+            supervisor.start(*(service.process() for service in services))
             url = settings.GIVEN_PUBLIC_URL or f"http://127.0.0.1:{port}"
+            addresses = {"PUBLIC_URL": url}
+            for service in services:
+                addresses |= service.environment()
             # By this file, not by environment: any later command reads it as well, and
             # a DATABASE_URL in the environment means that nothing is ours.
-            state.write(home / "stack.json", addresses | {"PUBLIC_URL": url})
+            state.write(home / "stack.json", addresses)
             env = {"ZOETROPE_HOME": str(home), "PORT": str(port)}
-            migrate(supervisor, env, say)
+            wait_for_services(supervisor, services, "postgres")
+            say("bringing the database up to date")
+            migrate(supervisor, env)
+            wait_for_services(supervisor, services)
+            say("starting web and workers")
             supervisor.start(*processes(port=port, flower_port=flower_port, env=env))
             wait_until_ready(supervisor, f"http://{probe_host()}:{port}/readyz")
             say(
@@ -177,25 +184,21 @@ def _run(home: Path, say: Say, *, on_ready: Callable[[str], None]) -> None:
             service.tidy()
 
 
-def start_services(
-    supervisor: Supervisor, services: list[embedded.Service], say: Say
-) -> dict[str, str]:
-    """Start the embedded services together; return where they answer."""
-    env: dict[str, str] = {}
-    supervisor.start(*(service.process() for service in services))
+def wait_for_services(
+    supervisor: Supervisor, services: list[embedded.Service], *names: str
+) -> None:
+    """Wait for the named services, or for all."""
     for service in services:
-        say(f"waiting for {service.name}")
+        if names and service.name not in names:
+            continue
         try:
             supervisor.wait_for(service.ready, what=service.name, seconds=START_SECONDS)
         except TimeoutError as error:
             end = last_lines(supervisor.log_path(service.name))
             raise RuntimeError(f"{error}:\n{end}") from error
-        env |= service.environment()
-    return env
 
 
-def migrate(supervisor: Supervisor, env: dict[str, str], say: Say) -> None:
-    say("bringing the database up to date")
+def migrate(supervisor: Supervisor, env: dict[str, str]) -> None:
     argv = [sys.executable, str(ROOT / "manage.py"), "migrate", "--no-input"]
     supervisor.run_once(Process("migrate", argv, env=env, cwd=ROOT), seconds=600)
 

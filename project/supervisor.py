@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
@@ -139,7 +139,7 @@ class Supervisor:
 
     def run_once(self, process: Process, *, seconds: float) -> None:
         """Run a process to its end; RuntimeError with its last lines when it fails."""
-        self.start(process)
+        self.start(replace(process, once=True))
         one = self.table[process.name]
         self.wait_for(
             lambda: one.exit_code is not None, what=process.name, seconds=seconds
