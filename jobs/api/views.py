@@ -20,6 +20,7 @@ from django.http import (
     JsonResponse,
     StreamingHttpResponse,
 )
+from django.views.decorators.csrf import csrf_exempt
 
 from billing import errors as billing_errors
 from billing import keys, throttles
@@ -55,6 +56,8 @@ class Endpoint:
 
     dialect_name: str
     routes: Mapping[str, Route]
+    #: Keys are sent by programs, never by a browser on its own.
+    csrf_exempt: ClassVar[bool] = True
 
     def __call__(self, request: HttpRequest, **params: str) -> HttpResponseBase:
         dialect = load_dialect(self.dialect_name)
@@ -198,6 +201,7 @@ def _stream(content: operations.Content) -> HttpResponseBase:
 # ---------------------------------------------------------------- everything else
 
 
+@csrf_exempt
 def unknown(request: HttpRequest, **_: str) -> HttpResponseBase:
     """Answer a path nobody serves, in the shape of the dialect it looks like."""
     dialect = dialect_of(request.path)

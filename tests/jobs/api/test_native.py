@@ -22,7 +22,7 @@ PICTURE = base64.b64encode(png()).decode()
 
 class Api:
     def __init__(self, key: str | None) -> None:
-        self.client = Client(raise_request_exception=False)
+        self.client = Client(raise_request_exception=False, enforce_csrf_checks=True)
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     def get(self, path: str, **headers: str) -> HttpResponse:
