@@ -1,0 +1,187 @@
+"""What this machine can serve, and why not; and making it ready before it takes a job.
+
+``report`` needs neither torch nor weights: it says what is missing. ``prewarm`` loads,
+makes a first clip of each shape and only then returns: a worker that consumes after it
+never lets a customer wait for a compiler.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from inference.catalogue import MODELS
+from inference.contracts import OutputPlan, RenderRequest
+from inference.engines.wan.profiles import Profile, profile_for
+from inference.engines.wan.residency import GB, Fit, fit
+from inference.engines.wan.weights import Sources, first_missing
+from inference.geometry import fit_area, vae_frames
+
+if TYPE_CHECKING:
+    from inference.contracts import Context
+    from inference.engines.wan.engine import WanEngine
+
+#: A first clip's shapes: landscape, portrait, square.
+WARM_ASPECTS = (16 / 9, 9 / 16, 1.0)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Whether this host can make a model's videos; ``detail`` says how or why not."""
+
+    model: str
+    profile: str
+    ready: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """A device: its name and its bytes. A CPU counts as one with the host's memory."""
+
+    name: str
+    size_bytes: int
+    is_gpu: bool
+
+
+def report(context: Context, *, card: Card | None = None) -> list[Ready]:
+    """Return one line per public model that has a Wan route of its own."""
+    found = []
+    for name in MODELS:
+        profile = profile_for(name)
+        if profile is not None:
+            reason = _why_not(profile, context, card or this_card())
+            detail = reason or _how(profile, card or this_card())
+            found.append(Ready(name, profile.name, reason is None, detail))
+    return found
+
+
+def this_card() -> Card:
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if importlib.util.find_spec("torch") is None:
+        return Card("no torch", host, is_gpu=False)
+    import torch
+
+    if not torch.cuda.is_available():
+        return Card("CPU", host, is_gpu=False)
+    name = torch.cuda.get_device_name()
+    return Card(name, torch.cuda.mem_get_info()[1], is_gpu=True)
+
+
+def fits(profile: Profile, card: Card) -> Fit:
+    """Return how the profile's default clip lives on ``card``, calculated."""
+    area, _checkpoint = profile.checkpoints[0]
+    size = fit_area(16 / 9, area=area, multiple=profile.multiple)
+    frames = min(81 if profile.fps == 16 else 121, profile.frames_max)
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return fit(
+        profile.part_bytes(),
+        working_bytes=profile.working_bytes(size.width, size.height, frames),
+        device_bytes=card.size_bytes,
+        pinned_bytes=host // 2,
+    )
+
+
+def _why_not(profile: Profile, context: Context, card: Card) -> str | None:
+    for package in ("torch", "diffusers", "transformers"):
+        if importlib.util.find_spec(package) is None:
+            return f"{package} is not installed; install requirements/gpu.in"
+    if not card.is_gpu and not profile.tiny:
+        return "no CUDA device"
+    sources = Sources.of(context)
+    for _area, checkpoint in profile.checkpoints:
+        if sources.find(checkpoint) is not None:
+            continue
+        source = sources.table.get(checkpoint.name, checkpoint.source)
+        if source.startswith("synthetic:"):
+            continue  # made at the first start
+        folder = sources.folder(checkpoint) or sources.root / checkpoint.name
+        missing = first_missing(folder)
+        return f"{missing} is missing (source: {source})"
+    found = fits(profile, card)
+    return None if found.fits else f"{card.name}: {found.reason}"
+
+
+def _how(profile: Profile, card: Card) -> str:
+    found = fits(profile, card)
+    moved = f", {found.moved_bytes / GB:.1f} GB moved per job" * bool(found.moved_bytes)
+    return f"{card.name}, calculated peak {found.peak_bytes / GB:.1f} GB{moved}"
+
+
+def queues(models: Iterable[str]) -> list[str]:
+    """Return the queues a worker for these public models consumes."""
+    names = []
+    for model in models:
+        for route in MODELS[model].routes:
+            if route.runner == "wan" and route.queue not in names:
+                names.append(route.queue)
+    return names
+
+
+def prewarm(
+    models: Sequence[str],
+    context: Context,
+    *,
+    engine_for: Callable[[Profile], WanEngine],
+    warm: bool = True,
+) -> None:
+    """Load every model's engine and make its first clips; raise if one cannot serve."""
+    for name in models:
+        profile = profile_for(name)
+        if profile is None:
+            known = ", ".join(n for n in MODELS if profile_for(n) is not None)
+            raise ValueError(f"{name!r} has no Wan engine; known: {known}")
+        engine = engine_for(profile)
+        engine.setup()
+        if warm:
+            engine.warm()
+
+
+def warm_requests(
+    profile: Profile,
+    workdir: Path,
+    shapes: Sequence[tuple[int, int, int]] = (),
+) -> list[RenderRequest]:
+    """Return requests of two steps that visit every expert at every shape."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    picture = workdir / f"warm-{os.getpid()}.png"
+    Image.linear_gradient("L").convert("RGB").save(picture)
+    if not shapes:
+        frames = (
+            5
+            if profile.tiny
+            else min(81 + 40 * (profile.fps == 24), profile.frames_max)
+        )
+        areas = (
+            (96 * 64,) if profile.tiny else [area for area, _ in profile.checkpoints]
+        )
+        sizes = [
+            fit_area(aspect, area=area, multiple=profile.multiple)
+            for area in areas
+            for aspect in WARM_ASPECTS
+        ]
+        shapes = [(size.width, size.height, vae_frames(frames)) for size in sizes]
+    return [
+        RenderRequest(
+            reference="warm",
+            model=profile.name,
+            profile=profile.name,
+            image=picture,
+            last_image=picture if profile.last_image == "required" else None,
+            width=width,
+            height=height,
+            frames=frames,
+            fps=profile.fps,
+            seed=0,
+            steps=2,
+            guidance_scale=1.0,
+            output=OutputPlan(width, height, profile.fps, frames),
+        )
+        for width, height, frames in shapes
+    ]

@@ -1,0 +1,186 @@
+"""From a LoRA's name in a request to a checked local file.
+
+A name is looked up first in the operator's table (alias → stored key and SHA-256), then,
+when it is an https address or a hub name, among the hosts in ``LORA_SOURCES``. Nothing
+else is ever reached. Files are capped in size and kept in a local folder, least recently
+used out first. ``permitted`` answers the same question without fetching, so that a
+request can be refused before it is charged. Torch-free.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote, urlsplit
+
+from inference.errors import InputRejected
+
+if TYPE_CHECKING:
+    from inference.contracts import Context
+
+#: A rank-256 LoRA over every linear layer of a 14B expert is 2.5 GB in bf16.
+FILE_BYTES = 3 * 2**30
+FOLDER_BYTES = 50 * 2**30
+_HUB = "huggingface.co"
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+\.safetensors)?")
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A row of the operator's table: a file in our own storage."""
+
+    key: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A local file and its SHA-256."""
+
+    path: Path
+    sha256: str
+
+
+def permitted(path: str, *, aliases: Collection[str], sources: Collection[str]) -> bool:
+    """Say whether ``path`` names a LoRA this installation would try to load."""
+    return path in aliases or _address(path, sources) is not None
+
+
+def _address(path: str, sources: Collection[str]) -> str | None:
+    """Return the https address behind ``path`` if its host is in ``sources``."""
+    parts = urlsplit(path)
+    if parts.scheme == "https" and parts.hostname and not parts.username:
+        return path if _host(parts.hostname, parts.port) in sources else None
+    if _HUB in sources and _HUB_NAME.fullmatch(path) and ".." not in path:
+        owner, name, *rest = path.split("/")
+        file = "/".join(rest) or "pytorch_lora_weights.safetensors"
+        return f"https://{_HUB}/{owner}/{name}/resolve/main/{quote(file)}"
+    return None
+
+
+def _host(name: str, port: int | None) -> str:
+    return name if port in {None, 443} else f"{name}:{port}"
+
+
+class LoraFiles:
+    """The local folder of one process' LoRAs; other processes may share it."""
+
+    def __init__(
+        self,
+        context: Context,
+        *,
+        file_bytes: int = FILE_BYTES,
+        folder_bytes: int = FOLDER_BYTES,
+    ) -> None:
+        options = context.options
+        self._context = context
+        self._folder = context.weights / ".loras"
+        self._aliases: Mapping[str, Alias] = {
+            name: row if isinstance(row, Alias) else Alias(**row)
+            for name, row in options.get("lora_aliases", {}).items()
+        }
+        self._sources = frozenset(options.get("lora_sources", ()))
+        self._file_bytes, self._folder_bytes = file_bytes, folder_bytes
+
+    def get(self, path: str) -> LoraFile:
+        """Return the file that ``path`` names.
+
+        Raises InputRejected (field ``loras``) for an unknown name, a host that is not
+        listed, a file that is too large or differs from the one that was registered.
+        """
+        alias = self._aliases.get(path)
+        if alias is not None:
+            return self._from_storage(path, alias)
+        address = _address(path, self._sources)
+        if address is None:
+            raise _rejected(f"LoRA '{path}' is not known here.")
+        return self._from_network(path, address)
+
+    def _from_storage(self, name: str, alias: Alias) -> LoraFile:
+        target = self._folder / f"{alias.sha256}.safetensors"
+        if not target.exists():
+            stored = self._context.storage.stat(alias.key)
+            if stored is None:
+                raise _rejected(f"LoRA '{name}' is registered, but its file is gone.")
+            self._check_size(stored.size_bytes)
+            part = self._part(alias.sha256)
+            try:
+                self._context.storage.get_file(alias.key, part)
+                if file_sha256(part) != alias.sha256:
+                    raise _rejected(f"LoRA '{name}' is not the file that was approved.")
+                self._keep(part, target)
+            finally:
+                part.unlink(missing_ok=True)
+        target.touch()
+        return LoraFile(target, alias.sha256)
+
+    def _from_network(self, name: str, address: str) -> LoraFile:
+        # An address is not content: another file may stand there tomorrow. The link from
+        # address to content lives as long as the file it points to.
+        link = self._folder / hashlib.sha256(address.encode()).hexdigest()
+        if not link.exists():
+            part = self._part(link.name)
+            try:
+                self._context.egress.fetch_to(
+                    address, part, max_bytes=self._file_bytes, field="loras"
+                )
+                digest = file_sha256(part)
+                self._keep(part, self._folder / f"{digest}.safetensors")
+                link.unlink(missing_ok=True)
+                link.symlink_to(f"{digest}.safetensors")
+            finally:
+                part.unlink(missing_ok=True)
+        target = link.resolve()
+        target.touch()
+        return LoraFile(target, target.stem)
+
+    def _part(self, name: str) -> Path:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return self._folder / f".{name}.{os.getpid()}.part"
+
+    def _keep(self, part: Path, target: Path) -> None:
+        size = part.stat().st_size
+        self._check_size(size)
+        kept = sorted(
+            self._folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime
+        )
+        total = sum(path.stat().st_size for path in kept) + size
+        for oldest in kept:
+            if total <= self._folder_bytes:
+                break
+            total -= oldest.stat().st_size
+            oldest.unlink()
+        if shutil.disk_usage(self._folder).free < size // 10:
+            raise _rejected("There is no room for another LoRA.")
+        part.rename(target)
+
+    def _check_size(self, size_bytes: int) -> None:
+        if size_bytes > self._file_bytes:
+            raise _rejected(f"A LoRA may have at most {self._file_bytes} bytes.")
+
+
+def local(path: Path) -> LoraFile:
+    """Return an operator's own file; its SHA-256 is computed once per version of it."""
+    status = path.stat()
+    return LoraFile(path, _known_sha256(path, status.st_mtime_ns, status.st_size))
+
+
+@functools.lru_cache(maxsize=64)
+def _known_sha256(path: Path, changed: int, size: int) -> str:
+    return file_sha256(path)
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _rejected(message: str) -> InputRejected:
+    return InputRejected(message, field="loras", code="invalid_lora")
