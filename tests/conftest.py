@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from django.conf import settings as django_settings
 from django.db import connections
 from pytest_django import DjangoDbBlocker
 
-from tests import services
+from tests import services, stack
+from tests.stack import LiveStack, PhotoServer
 
 PHOTOS = Path(__file__).parent / "photos"
 
@@ -116,3 +118,35 @@ def django_db_setup(
 def photo() -> bytes:
     """A real photo: NASA's portrait of Eileen Collins, 512 x 512 JPEG."""
     return (PHOTOS / "astronaut.jpg").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def photo_server() -> Iterator[PhotoServer]:
+    """The test photos under a loopback URL that the live stack may fetch from."""
+    server = PhotoServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def live_stack(
+    photo_server: PhotoServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LiveStack]:
+    """The whole stack as users run it. Tests that use it belong to group ``stack``.
+
+    Receivers and fakes on loopback may be called: any port of 127.0.0.1.
+    """
+    running = stack.start(
+        tmp_path_factory.mktemp("stack"),
+        EGRESS_ALLOW_HOSTS=photo_server.host,
+    )
+    yield running
+    running.stop()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # One xdist worker runs everything that needs the stack, so there is one stack.
+    for item in items:
+        if "live_stack" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("stack"))
+            item.add_marker(pytest.mark.timeout(240))

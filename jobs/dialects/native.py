@@ -397,7 +397,7 @@ def job_body(job: JobView) -> dict[str, Any]:
 
 def _parameters(job: JobView) -> dict[str, Any]:
     request = job.request
-    audio = {"mode": request.audio.mode}
+    audio: dict[str, str] = {"mode": request.audio.mode}
     if request.audio.url:
         audio["url"] = request.audio.url
     return {

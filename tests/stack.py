@@ -1,0 +1,208 @@
+"""The whole stack as its users run it, `manage.py up`, for stories and faults."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import psycopg
+from redis import Redis
+
+from project import state
+
+ROOT = Path(__file__).resolve().parent.parent
+PHOTOS = Path(__file__).parent / "photos"
+START_SECONDS = 180.0
+T = TypeVar("T")
+
+#: Faults are the same at any speed; tests use seconds where production uses minutes.
+FAST = {
+    "LEASE_SECONDS": "6",
+    "HEARTBEAT_SECONDS": "1",
+    "REAP_EVERY_SECONDS": "1",
+    "RING_EVERY_SECONDS": "1",
+    "BELL_REST_SECONDS": "1",
+    "WEB_WORKERS": "1",
+    "LOG_LEVEL": "INFO",
+}
+
+
+@dataclass
+class LiveStack:
+    """A running stack; ``base_url`` is its web process."""
+
+    home: Path
+    process: subprocess.Popen[str]
+    base_url: str
+    env: dict[str, str]
+
+    # ------------------------------------------------------------------ customers
+
+    def key(
+        self, mode: str = "live", *, plan: str = "enterprise", credits: int = 10_000
+    ) -> str:
+        """Make an account; return its API key."""
+        name = f"acct-{time.monotonic_ns()}"
+        args = ["createaccount", name, "--plan", plan, "--mode", mode]
+        if mode == "live" and credits:
+            args += ["--credits", str(credits)]
+        return self.manage(*args).strip().splitlines()[-1]
+
+    def client(self, key: str, **options: Any) -> httpx.Client:
+        return httpx.Client(
+            base_url=self.base_url,
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=30,
+            trust_env=False,
+            **options,
+        )
+
+    def manage(self, *args: str, check: bool = True) -> str:
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "manage.py"), *args],
+            env=self.env,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        if check and done.returncode != 0:
+            raise AssertionError(done.stdout + done.stderr)
+        return done.stdout
+
+    def wait_for_job(
+        self, client: httpx.Client, job_id: str, *, seconds: float = 60
+    ) -> dict[str, Any]:
+        """Poll the native API until the job has ended; return it."""
+
+        def ended() -> dict[str, Any] | None:
+            job: dict[str, Any] = client.get(f"/v1/jobs/{job_id}").json()
+            done = job["status"] in ("succeeded", "failed", "canceled")
+            return job if done else None
+
+        return wait_until(ended, seconds=seconds, what=f"job {job_id} to end")
+
+    # ------------------------------------------------------------------- insides
+
+    def sql(self, query: str, *args: Any) -> list[tuple[Any, ...]]:
+        url = state.addresses(self.home)["DATABASE_URL"]
+        with psycopg.connect(url, autocommit=True) as connection:
+            cursor = connection.execute(query, args)
+            return cursor.fetchall() if cursor.description else []
+
+    def redis(self) -> Redis:
+        return Redis.from_url(state.addresses(self.home)["REDIS_URL"])
+
+    def pid(self, name: str) -> int:
+        """Return the process id under which ``name`` was last started."""
+        log = (self.home / "up.log").read_text()
+        found = re.findall(rf"{re.escape(name)} started, pid (\d+)", log)
+        assert found, f"{name} was never started:\n{log}"
+        return int(found[-1])
+
+    def kill(self, name: str, number: int = signal.SIGKILL) -> int:
+        pid = self.pid(name)
+        os.kill(pid, number)
+        return pid
+
+    def wait_restarted(self, name: str, old_pid: int, *, seconds: float = 30) -> int:
+        return wait_until(
+            lambda: pid if (pid := self.pid(name)) != old_pid else None,
+            seconds=seconds,
+            what=f"{name} to be started again",
+        )
+
+    def check_ledger(self) -> None:
+        self.manage("check_ledger")
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(60)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait(10)
+
+
+def start(home: Path, **extra: str) -> LiveStack:
+    """Start a stack of its own under ``home`` on free ports; wait until it serves."""
+    home.mkdir(parents=True, exist_ok=True)
+    given = ("PATH", "HOME", "LANG", "TMPDIR", "XDG_CACHE_HOME")
+    env = {name: os.environ[name] for name in given if name in os.environ}
+    env |= {"ZOETROPE_HOME": str(home), "PORT": "8400", "FLOWER_PORT": "8500"}
+    env |= FAST | extra
+    log = home / "up.log"
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "manage.py"), "up"],
+            env=env,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+        )
+
+    def ready() -> str | None:
+        if process.poll() is not None:
+            raise AssertionError(f"the stack ended:\n{log.read_text()}")
+        found = re.search(r"^ready +(http://\S+)", log.read_text(), re.MULTILINE)
+        return found[1] if found else None
+
+    url = wait_until(ready, seconds=START_SECONDS, what=f"the stack ({log})")
+    return LiveStack(home, process, url, env)
+
+
+def wait_until(
+    found: Callable[[], T | None], *, seconds: float, what: str, every: float = 0.1
+) -> T:
+    """Return the first answer that is not None (or false)."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if answer := found():
+            return answer
+        time.sleep(every)
+    raise AssertionError(f"waited {seconds:g} s for {what}")
+
+
+class PhotoServer:
+    """Serves the test photos on loopback, as a customer's own site would."""
+
+    def __init__(self) -> None:
+        self.requests: list[str] = []
+        outer = self
+
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                super().__init__(*args, directory=str(PHOTOS), **kwargs)
+
+            def log_message(self, *_: Any) -> None:
+                outer.requests.append(self.path)
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    @property
+    def host(self) -> str:
+        return f"127.0.0.1:{self._server.server_port}"
+
+    def url(self, name: str = "chelsea.jpg") -> str:
+        return f"http://{self.host}/{name}"
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
