@@ -1,6 +1,8 @@
-"""Makes `manage.py up` and `manage.py demo` known to Django."""
+"""Makes the commands `up` and `demo` known to Django, and our Celery app the current one."""
 
 from __future__ import annotations
+
+from importlib import import_module
 
 from django.apps import AppConfig
 
@@ -9,3 +11,8 @@ class ProjectConfig(AppConfig):
     name = "project"
     label = "project"
     verbose_name = "Zoetrope"
+
+    def ready(self) -> None:
+        # Whoever rings a bell asks for the current app; without this import that would
+        # be an empty one, which looks for a broker of its own.
+        import_module("project.celery")

@@ -63,6 +63,9 @@ def configuration(*, level: str, as_json: bool) -> dict[str, Any]:
         "loggers": {
             "django.request": {"level": "ERROR"},
             "axes": {"level": "WARNING"},
+            # Three lines per bell; a job's own events say more.
+            "celery.worker.strategy": {"level": "WARNING"},
+            "celery.app.trace": {"level": "WARNING"},
             "botocore": {"level": "WARNING"},
             "httpx": {"level": "WARNING"},
             "kombu": {"level": "WARNING"},
