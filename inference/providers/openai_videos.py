@@ -304,8 +304,8 @@ class OpenAIVideos(Provider):
             return WireError(code, message)
         if reply.status == 404:
             return WireError("not_found", message)
-        # A 401, 403 or 429 means the same whatever its type says.
-        if reply.status in (401, 402, 403, 429):
+        # These mean the same whatever the type says ("invalid_request_error" mostly).
+        if reply.status in (401, 402, 403, 409, 429):
             return WireError(code, message)
         return WireError(kind if kind in self.errors else code, message)
 
