@@ -53,19 +53,39 @@ LARGE = Effort(crf=20, params="rc-lookahead=5:threads=2:ref=1:bframes=0")
 _LARGE_PIXELS = 1920 * 1088 * 3 // 2
 
 
+#: What is encoded again later: 45 dB and more, cheap to write and to read.
+MASTER = Effort("superfast", crf=8, params="rc-lookahead=0:threads=2:bframes=0")
+
+
 def effort_for(width: int, height: int) -> Effort:
     return LARGE if width * height > _LARGE_PIXELS else USUAL
 
 
 class Encoder:
-    """Writes one video file; as a context manager it leaves no half file behind."""
+    """Writes one video file; as a context manager it leaves no half file behind.
 
-    def __init__(self, target: Path, *, width: int, height: int, fps: int) -> None:
-        effort = effort_for(width, height)
+    ``source`` is the frames' (width, height) when it differs from the file's; they are
+    then resized by Lanczos on the way.
+    """
+
+    def __init__(
+        self,
+        target: Path,
+        *,
+        width: int,
+        height: int,
+        fps: int,
+        source: tuple[int, int] | None = None,
+        effort: Effort | None = None,
+    ) -> None:
+        effort = effort or effort_for(width, height)
         self.frames = 0
         self._target = target
-        self._shape = (height, width, 3)
+        self._size = (width, height)
+        wide, high = source or (width, height)
+        self._shape = (high, wide, 3)
         self._reformatter = VideoReformatter()
+        self._last: tuple[Frame, av.VideoFrame] | None = None
         self._container = av.open(
             str(target), "w", format="mp4", options={"movflags": "+faststart"}
         )
@@ -90,16 +110,31 @@ class Encoder:
         self._stream = stream
 
     def write(self, frame: Frame) -> None:
-        """Encode the next frame: RGB of the file's size. It may be reused afterwards."""
+        """Encode the next frame, RGB.
+
+        Giving the same read-only array again is cheap: it is converted only once.
+        """
         if frame.shape != self._shape or frame.dtype != np.uint8:
             raise EngineFailed(
                 f"frame {self.frames} is {frame.shape} {frame.dtype}, "
                 f"not {self._shape} uint8"
             )
-        picture = self._reformatter.reformat(
+        if self._last is None or self._last[0] is not frame or frame.flags.writeable:
+            self._last = frame, self._converted(frame)
+        picture = self._last[1]
+        picture.pts = self.frames
+        picture.time_base = self._tick
+        self._container.mux(self._stream.encode(picture))
+        self.frames += 1
+
+    def _converted(self, frame: Frame) -> av.VideoFrame:
+        width, height = self._size
+        return self._reformatter.reformat(
             av.VideoFrame.from_numpy_buffer(
                 np.ascontiguousarray(frame), format="rgb24"
             ),
+            width=width,
+            height=height,
             format="yuv420p",
             # PyAV would convert by BT.601, up to 27/255 off in a BT.709 player.
             src_colorspace=Colorspace.ITU709,
@@ -108,12 +143,8 @@ class Encoder:
             dst_color_range=ColorRange.MPEG,
             dst_color_trc=ColorTrc.BT709,
             dst_color_primaries=ColorPrimaries.BT709,
-            interpolation=Interpolation.BICUBIC,
+            interpolation=Interpolation.LANCZOS,
         )
-        picture.pts = self.frames
-        picture.time_base = self._tick
-        self._container.mux(self._stream.encode(picture))
-        self.frames += 1
 
     def close(self) -> None:
         """Write what the encoder still holds, and the index."""

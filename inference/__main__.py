@@ -1,0 +1,243 @@
+"""Render without a database, a broker or a web server: ``python -m inference``.
+
+python -m inference render IMAGE --model motion --prompt "slow zoom in" --out out.mp4
+python -m inference models
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from inference import registry, runner
+from inference.catalogue import MODELS, PublicModel, RouteSpec
+from inference.contracts import Limits, OutputPlan, Progress, RenderRequest
+from inference.errors import RenderError
+from inference.media.images import read_header
+from inference.testing import DirectoryStorage, local_context
+
+
+@dataclass(frozen=True)
+class Command:
+    """``arguments`` describes the options; ``run`` does it and returns the exit status."""
+
+    summary: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m inference")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, command in COMMANDS.items():
+        command.arguments(commands.add_parser(name, help=command.summary))
+    given = parser.parse_args(arguments)
+    try:
+        return COMMANDS[given.command].run(given)
+    except (RenderError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+# ------------------------------------------------------------------------- render
+
+
+def _render_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("image", help="a file, or an http(s) URL")
+    parser.add_argument("--model", default="motion", choices=sorted(MODELS))
+    parser.add_argument("--prompt", default="")
+    parser.add_argument("--negative-prompt", default="")
+    parser.add_argument("--out", type=Path, default=Path("out.mp4"))
+    parser.add_argument("--last-image", type=Path)
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--seconds", type=float)
+    length.add_argument("--frames", type=int)
+    parser.add_argument("--fps", type=int)
+    parser.add_argument("--resolution", help="480p, 720p, 1080p or 4k")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--guidance-scale", type=float)
+    parser.add_argument("--guidance-scale-2", type=float)
+    parser.add_argument("--flow-shift", type=float)
+    parser.add_argument("--fast", action="store_true", help="the faster variant")
+    parser.add_argument("--cuts", action="store_true", help="several shots")
+    parser.add_argument("--watermark", action="store_true")
+    parser.add_argument("--simulate", action="store_true", help="as a test key would")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        default=Path(
+            os.environ.get("WEIGHTS_DIR")
+            or Path(os.environ.get("ZOETROPE_HOME") or ".data") / "weights"
+        ),
+    )
+
+
+def _render(given: argparse.Namespace) -> int:
+    model = MODELS[given.model]
+    route = _route(model, simulate=given.simulate)
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="zoetrope-") as place:
+        context = local_context(Path(place), weights=given.weights)
+        folder = context.workdir
+        pictures = {}
+        for name in ("image", "last_image"):
+            if (source := getattr(given, name)) is not None:
+                pictures[name] = _picture(str(source))
+        for name, source in pictures.items():
+            runner.prepare(
+                source, context, key=f"in/{name}.png", folder=folder, field=name
+            )
+        request = _plan(given, model, route, folder, pictures.keys())
+        engine = runner.engine_for(request, route.runner, context)
+        artifact = runner.generate_and_finish(
+            request,
+            engine,
+            context,
+            key="out/video",
+            folder=folder,
+            on_progress=_show,
+            should_stop=lambda: False,
+        )
+        assert isinstance(context.storage, DirectoryStorage)
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        partial = given.out.with_name(given.out.name + ".part")
+        context.storage.get_file(artifact.key, partial)
+        shutil.move(partial, given.out)
+    _clear()
+    print(
+        f"{given.out}  {artifact.width}x{artifact.height}  {artifact.frames} frames  "
+        f"{artifact.seconds:g} s at {artifact.fps:g} fps  seed {request.seed}  "
+        f"made in {time.monotonic() - begun:.1f} s"
+    )
+    return 0
+
+
+def _picture(source: str) -> str | bytes:
+    if source.startswith(("http://", "https://")):
+        return source
+    return Path(source).read_bytes()
+
+
+def _route(model: PublicModel, *, simulate: bool) -> RouteSpec:
+    for route in model.routes:
+        if route.kind == "engine" and route.simulates == simulate:
+            return route
+    raise RenderError(
+        f"'{model.name}' has no engine of our own; try --simulate, or use the API"
+    )
+
+
+def _plan(
+    given: argparse.Namespace,
+    model: PublicModel,
+    route: RouteSpec,
+    folder: Path,
+    pictures: object,
+) -> RenderRequest:
+    tier = given.resolution or model.tier_default
+    if tier not in model.tiers:
+        raise ValueError(f"'{model.name}' offers {', '.join(model.tiers)}")
+
+    image = folder / "image.png"
+    header = read_header(image.read_bytes(), Limits(image_bytes=sys.maxsize))
+    size = model.size_for(header.width / header.height, tier)
+    fps = given.fps or model.fps
+    frames = given.frames or (
+        round(given.seconds * fps)
+        if given.seconds
+        else model.frames_default * fps // model.fps
+    )
+    seed = random.randrange(2**31) if given.seed is None else given.seed  # noqa: S311
+    defaults = model.defaults
+    last = folder / "last_image.png"
+    return RenderRequest(
+        reference="command-line",
+        model=model.name,
+        profile=route.profile,
+        image=image,
+        last_image=last if last.exists() else None,
+        width=size.width,
+        height=size.height,
+        frames=frames,
+        fps=fps,
+        seed=seed,
+        prompt=given.prompt,
+        negative_prompt=given.negative_prompt,
+        steps=given.steps or defaults.get("steps"),
+        guidance_scale=_or(given.guidance_scale, defaults, "guidance_scale"),
+        guidance_scale_2=_or(given.guidance_scale_2, defaults, "guidance_scale_2"),
+        flow_shift=_or(given.flow_shift, defaults, "flow_shift"),
+        shot_type="multi" if given.cuts else "single",
+        quality="fast" if given.fast else "quality",
+        output=OutputPlan(
+            width=size.width,
+            height=size.height,
+            fps=fps,
+            frames=frames,
+            watermark=given.watermark,
+            test_mark=route.simulates,
+            model=model.name,
+            reference="command-line",
+            generated=model.generated and not route.simulates,
+        ),
+    )
+
+
+def _or(value: float | None, defaults: Mapping[str, float], name: str) -> float | None:
+    return defaults.get(name) if value is None else value
+
+
+def _show(progress: Progress) -> None:
+    if not sys.stderr.isatty():
+        return
+    left = f"  {progress.eta_seconds:.0f} s left" if progress.eta_seconds else ""
+    print(
+        f"\r\033[K{progress.fraction:4.0%}  {progress.stage}{left}",
+        end="",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _clear() -> None:
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+# ------------------------------------------------------------------------- models
+
+
+def _models_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--all", action="store_true", help="also those made elsewhere")
+
+
+def _models(given: argparse.Namespace) -> int:
+    for name, model in sorted(MODELS.items()):
+        engines = [
+            f"{registry.RUNNERS[route.runner].label} ({route.profile})"
+            for route in model.routes
+            if route.kind == "engine"
+            and not route.simulates
+            and route.runner in registry.RUNNERS
+        ]
+        if engines or given.all:
+            print(f"{name:36} {model.label:52} {', '.join(engines)}")
+    return 0
+
+
+COMMANDS: Mapping[str, Command] = {
+    "render": Command("make a video from a picture", _render_arguments, _render),
+    "models": Command("list the models made here", _models_arguments, _models),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
