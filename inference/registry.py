@@ -1,10 +1,11 @@
-"""Who can make videos here: the table of engines, each loaded when first needed.
+"""Who can make videos here: engines and outside providers, loaded when first needed.
 
-A plug-in is one file and one line of this table. Providers have a table of their own.
+A plug-in is one file and one line of a table.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import threading
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from typing import Any, Final
 
 from inference.contracts import Context, Engine
 from inference.errors import Unsupported
+from inference.providers.base import Provider
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,25 @@ RUNNERS: Final[Mapping[str, Runner]] = MappingProxyType(
             "Simulation for test keys", "inference.engines.rehearsal:RehearsalEngine"
         ),
         "wan": Runner("Wan on diffusers", "inference.engines.wan.engine:WanEngine"),
+    }
+)
+
+#: An adapter's class takes no arguments and keeps no state.
+PROVIDERS: Final[Mapping[str, Runner]] = MappingProxyType(
+    {
+        "magicoal": Runner(
+            "coals.ai MagiCoal", "inference.providers.magicoal:MagiCoal"
+        ),
+        "aimlapi": Runner("AI/ML API", "inference.providers.aimlapi:AimlApi"),
+        "sinancode": Runner("Sinancode", "inference.providers.sinancode:Sinancode"),
+        "novita": Runner("Novita AI", "inference.providers.novita:Novita"),
+        "akool": Runner("Akool", "inference.providers.akool:Akool"),
+        "dashscope": Runner(
+            "Alibaba DashScope", "inference.providers.dashscope:DashScope"
+        ),
+        "openai_videos": Runner(
+            "OpenAI Videos compatible", "inference.providers.openai_videos:OpenAIVideos"
+        ),
     }
 )
 
@@ -60,3 +81,12 @@ def engine(key: str, profile: str, context: Context) -> Engine:
             made.setup()
             _ready[key, profile] = made
         return made
+
+
+@functools.cache
+def provider(key: str) -> Provider:
+    """Return the adapter of provider ``key``; raise Unsupported for an unknown one."""
+    if key not in PROVIDERS:
+        raise Unsupported(f"There is no provider '{key}' here.", field="model")
+    adapter: Provider = load(PROVIDERS[key].path)()
+    return adapter

@@ -40,6 +40,7 @@ State = Literal["queued", "running", "succeeded", "failed", "unknown"]
 
 #: A clip may be this much longer than what is sold: 81 frames at 16 fps count as 5 s.
 LENGTH_TOLERANCE_SECONDS = 0.125
+CONNECT_SECONDS = 10.0
 
 # ------------------------------------------------------------------ who and what
 

@@ -18,6 +18,7 @@ import httpx
 
 from inference.errors import AnswerLost, Fault, ProviderError
 from inference.providers.base import (
+    CONNECT_SECONDS,
     FindQuery,
     Found,
     HttpCall,
@@ -30,7 +31,6 @@ from inference.providers.base import (
 )
 
 REPLY_BYTES_MAX = 8 * 1024 * 1024
-CONNECT_SECONDS = 10.0
 
 #: Raised before any byte of the request was written.
 _NEVER_LEFT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
