@@ -16,6 +16,7 @@ from inference.engines.wan.lora import Weighted, merged_in
 from inference.engines.wan.memory import Residence
 from inference.engines.wan.profiles import Checkpoint, Profile
 from inference.engines.wan.residency import Part, phases
+from inference.errors import WeightsMissing
 
 # 0.2 skipped 24 of 64 attention calls on a tiny model; the share on real weights is not
 # measured here.
@@ -37,8 +38,14 @@ class Model:
         self._residence, self._probed, self._compiled = residence, probed, compiled
         self.pipe: Any = loading.shell(folder)
         self._dtypes = loading.dtypes(residence.device)
-        there = set(weights.components(folder))
-        sizes = {n: s for n, s in profile.part_bytes().items() if n in there}
+        expected = profile.part_bytes()
+        there = [n for n in weights.components(folder) if n in loading.MODULES]
+        if set(there) != set(expected):
+            raise WeightsMissing(
+                f"{folder} holds {', '.join(sorted(there))}; a {profile.kind} checkpoint "
+                f"has {', '.join(sorted(expected))}"
+            )
+        sizes = {name: expected[name] for name in there}
         self.digests = {name: weights.digest(folder / name) for name in sizes}
         self._sizes = sizes
         for name, size_bytes in sizes.items():

@@ -159,14 +159,13 @@ class Profile:
 
     def part_bytes(self) -> Mapping[str, int]:
         """Return each part's size on the device (bf16, VAE and CLIP fp32), calculated."""
-        if self.tiny:
-            names = ("text_encoder", "vae", *self.experts)
-            return dict.fromkeys(names, 2**20)
         transformer = {"2.1": 32.8, "flf": 32.8, "2.2": 28.6, "5b": 10.0}[self.kind]
         sizes = {"text_encoder": 11.4, "vae": 2.8 if self.kind == "5b" else 0.5}
         sizes |= dict.fromkeys(self.experts, transformer)
         if self.kind in {"2.1", "flf"}:
             sizes["image_encoder"] = 2.5
+        if self.tiny:
+            return dict.fromkeys(sizes, 2**20)
         return {name: int(size * GB) for name, size in sizes.items()}
 
 

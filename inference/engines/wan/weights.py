@@ -69,12 +69,9 @@ class Sources:
     def locate(self, checkpoint: Checkpoint) -> Path:
         """Return the complete folder, bringing or making it first if need be."""
         source = self.table.get(checkpoint.name, checkpoint.source)
-        folder = self.root / checkpoint.name
+        folder = self.folder(checkpoint) or self.root / checkpoint.name
         looked = [str(folder)]
-        if ":" not in source:
-            folder = Path(source)
-            looked = [source]
-        elif not folder.exists():
+        if ":" in source and not folder.exists():
             looked.append(source)
             with self._alone(checkpoint.name):
                 if not folder.exists():
