@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Final, Protocol
 import httpx
 from django.conf import settings
 
+from inference.catalogue import MODELS
 from project import embedded, state
 from project.supervisor import Process, Supervisor, last_lines
 
@@ -33,15 +34,28 @@ class Worker:
 
 
 def workers() -> list[Worker]:
-    """Return the workers of this machine; GPU workers are started by themselves."""
+    """Return the workers of this machine, with one for GPU_MODELS if any are named."""
     providers = tuple(f"provider.{name}" for name in settings.PROVIDERS)
+    gpu = gpu_queues(settings.GPU_MODELS)
     return [
+        *([Worker("gpu", gpu, 1)] if gpu else []),
         Worker("media", ("media",), settings.MEDIA_THREADS),
         Worker("cpu", ("cpu",), settings.CPU_THREADS),
         Worker("cpu-test", ("cpu.test",), settings.CPU_TEST_THREADS),
         Worker("provider", providers, settings.PROVIDER_THREADS),
         Worker("webhook", ("webhook",), settings.WEBHOOK_THREADS),
     ]
+
+
+def gpu_queues(models: Iterable[str]) -> tuple[str, ...]:
+    """Return the queues of the GPU families that make these public models."""
+    queues = {
+        route.queue
+        for model in models
+        for route in (MODELS[model].routes if model in MODELS else ())
+        if route.queue.startswith("gpu.")
+    }
+    return tuple(sorted(queues))
 
 
 def processes(*, port: int, flower_port: int, env: dict[str, str]) -> list[Process]:

@@ -1,0 +1,149 @@
+"""The demo: one real photo through the public HTTP API of a real stack, shown live.
+
+A stack that already runs from this ZOETROPE_HOME is used and left running; otherwise
+one is started for the demo and stopped after it.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+
+from project import state
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+PHOTO: Final = ROOT / "tests" / "photos" / "astronaut.jpg"
+CREDITS: Final = 100
+POLL_SECONDS: Final = 0.5
+JOB_SECONDS: Final = 1800.0
+BAR_WIDTH: Final = 30
+
+Say = Callable[[str], None]
+
+
+class DemoFailed(Exception):
+    """The demo came to no video; the message says why."""
+
+
+@contextmanager
+def stack(home: Path, say: Say, *, env: dict[str, str]) -> Iterator[str]:
+    """Give the URL of a running stack, started here if none runs."""
+    url = running(home)
+    if url:
+        say(f"using the stack that already serves {url}")
+        yield url
+        return
+    up = subprocess.Popen(
+        [sys.executable, str(ROOT / "manage.py"), "up", "--stop-with-parent"],
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C reaches us, and we stop it in order
+    )
+    try:
+        yield wait_for_ready(up, say)
+    finally:
+        up.terminate()
+        assert up.stdout is not None
+        for line in up.stdout:
+            say(line.rstrip())
+        up.wait()
+
+
+def running(home: Path) -> str | None:
+    url = state.addresses(home).get("PUBLIC_URL")
+    try:
+        alive = url and httpx.get(f"{url}/healthz", timeout=2).status_code == 200
+    except httpx.TransportError:
+        return None  # the file is left over from a stack that was killed
+    return url if alive else None
+
+
+def wait_for_ready(up: subprocess.Popen[str], say: Say) -> str:
+    assert up.stdout is not None
+    for line in up.stdout:
+        say(line.rstrip())
+        if line.startswith("ready"):
+            return line.split()[1]
+    raise DemoFailed("the stack did not start; its last lines are above")
+
+
+def new_key(env: dict[str, str]) -> str:
+    """Make a live account with credits; return its API key."""
+    command = ["createaccount", "demo", "--mode", "live", "--credits", str(CREDITS)]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "manage.py"), *command],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise DemoFailed(f"createaccount failed:\n{done.stderr}")
+    return done.stdout.strip().splitlines()[-1]
+
+
+def submit(client: httpx.Client, photo: Path, fields: dict[str, str]) -> dict[str, Any]:
+    with photo.open("rb") as image:
+        answer = client.post(
+            "/v1/jobs",
+            data=fields,
+            files={"image": (photo.name, image, "image/jpeg")},
+        )
+    return body_of(answer)
+
+
+def body_of(answer: httpx.Response) -> dict[str, Any]:
+    if answer.is_error:
+        raise DemoFailed(
+            f"{answer.request.url} said {answer.status_code}: {answer.text}"
+        )
+    body: dict[str, Any] = answer.json()
+    return body
+
+
+def follow(
+    client: httpx.Client, job_id: str, show: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Poll the job to its end, showing each state; DemoFailed unless it succeeded."""
+    deadline = time.monotonic() + JOB_SECONDS
+    while True:
+        job = body_of(client.get(f"/v1/jobs/{job_id}"))
+        show(job)
+        if job["status"] == "succeeded":
+            return job
+        if job["status"] in {"failed", "canceled"}:
+            raise DemoFailed(f"the job {job['status']}: {job['error']}")
+        if time.monotonic() > deadline:
+            raise DemoFailed(f"the job took longer than {JOB_SECONDS:.0f} s")
+        time.sleep(POLL_SECONDS)
+
+
+def download(url: str, path: Path) -> int:
+    """Fetch the signed URL as any customer would, without a key; return its bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    with httpx.stream("GET", url, timeout=60) as answer, part.open("wb") as file:
+        if answer.is_error:
+            raise DemoFailed(f"the signed URL said {answer.status_code}")
+        for chunk in answer.iter_bytes():
+            file.write(chunk)
+    part.rename(path)
+    return path.stat().st_size
+
+
+def line_of(job: dict[str, Any]) -> str:
+    """Return status, step and a bar, as one line."""
+    share = float(job["progress"] or 0)
+    done = round(share * BAR_WIDTH)
+    bar = "#" * done + "." * (BAR_WIDTH - done)
+    where = job["stage"] or job["step"] or ""
+    return f"{job['status']:<9} {where:<9} [{bar}] {share:4.0%}"
