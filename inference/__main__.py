@@ -2,6 +2,7 @@
 
 python -m inference render IMAGE --model motion --prompt "slow zoom in" --out out.mp4
 python -m inference models
+python -m inference resave weights/Wan2.2-I2V-A14B weights/Wan2.2-I2V-A14B-bf16
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from inference import registry, runner
 from inference.catalogue import MODELS, PublicModel, RouteSpec
 from inference.contracts import Limits, OutputPlan, Progress, RenderRequest
+from inference.engines.wan import host
 from inference.errors import RenderError
 from inference.media.images import read_header
 from inference.testing import DirectoryStorage, local_context
@@ -71,6 +73,10 @@ def _render_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cuts", action="store_true", help="several shots")
     parser.add_argument("--watermark", action="store_true")
     parser.add_argument("--simulate", action="store_true", help="as a test key would")
+    _weights_argument(parser)
+
+
+def _weights_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         type=Path,
@@ -218,9 +224,13 @@ def _clear() -> None:
 
 def _models_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="also those made elsewhere")
+    _weights_argument(parser)
 
 
 def _models(given: argparse.Namespace) -> int:
+    with tempfile.TemporaryDirectory(prefix="zoetrope-") as place:
+        context = local_context(Path(place), weights=given.weights)
+        wan = {line.model: line for line in host.report(context)}
     for name, model in sorted(MODELS.items()):
         engines = [
             f"{registry.RUNNERS[route.runner].label} ({route.profile})"
@@ -229,14 +239,35 @@ def _models(given: argparse.Namespace) -> int:
             and not route.simulates
             and route.runner in registry.RUNNERS
         ]
-        if engines or given.all:
-            print(f"{name:36} {model.label:52} {', '.join(engines)}")
+        if not engines and not given.all:
+            continue
+        here = "elsewhere" if not engines else "ready"
+        if (line := wan.get(name)) is not None:
+            here = f"{'ready' if line.ready else 'not here'}: {line.detail}"
+        print(f"{name:36} {', '.join(engines):44} {here}")
+    return 0
+
+
+# ------------------------------------------------------------------------- resave
+
+
+def _resave_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, help="a checkpoint's folder")
+    parser.add_argument("target", type=Path, help="a folder that is not there yet")
+
+
+def _resave(given: argparse.Namespace) -> int:
+    # Torch takes seconds to import: only this command needs it.
+    from inference.engines.wan.resaving import resave
+
+    resave(given.source, given.target, tell=print)
     return 0
 
 
 COMMANDS: Mapping[str, Command] = {
     "render": Command("make a video from a picture", _render_arguments, _render),
-    "models": Command("list the models made here", _models_arguments, _models),
+    "models": Command("say what this host can make", _models_arguments, _models),
+    "resave": Command("write weights again in bf16", _resave_arguments, _resave),
 }
 
 if __name__ == "__main__":
