@@ -1,10 +1,13 @@
-"""Makes the commands `up` and `demo` known to Django, and our Celery app the current one."""
+"""Makes `up` and `demo` known to Django, and settles what each process needs at once."""
 
 from __future__ import annotations
 
 from importlib import import_module
 
 from django.apps import AppConfig
+from django.conf import settings
+
+from inference import egress
 
 
 class ProjectConfig(AppConfig):
@@ -16,3 +19,5 @@ class ProjectConfig(AppConfig):
         # Whoever rings a bell asks for the current app; without this import that would
         # be an empty one, which looks for a broker of its own.
         import_module("project.celery")
+        # Before the first request: URLs are judged while it is read.
+        egress.configure(settings.EGRESS_ALLOW_HOSTS)

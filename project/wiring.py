@@ -11,7 +11,6 @@ from inference.storage import Storage
 
 def context() -> Context:
     """Return this process's Context; ``settings.CONTEXT_FACTORY`` names this function."""
-    egress.configure(settings.EGRESS_ALLOW_HOSTS)
     return Context(
         storage=Storage(
             endpoint_url=settings.S3_ENDPOINT_URL,
