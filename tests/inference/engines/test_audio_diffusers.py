@@ -21,6 +21,9 @@ from inference.engines.audio_diffusers import DiffusersSound, is_available
 from inference.errors import WeightsMissing
 from inference.media import audio
 
+# diffusers 0.42 builds its audio VAE with torch's older weight_norm.
+pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
