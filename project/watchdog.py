@@ -83,7 +83,7 @@ def kill_rest(group: Group, *, between: Callable[[], None] = lambda: None) -> No
 
 
 def leader_alive(group: Group) -> bool:
-    stat = _stat(group.pgid)
+    stat = stat_of(group.pgid)
     return stat is not None and stat[2] == group.pgid
 
 
@@ -98,15 +98,15 @@ def members(group: Group) -> list[int]:
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit() or int(folder.name) == os.getpid():
             continue
-        stat = _stat(int(folder.name))
+        stat = stat_of(int(folder.name))
         if stat is None:
             continue
-        if stat[2] == group.pgid or mark in _environment(folder):
+        if stat[2] == group.pgid or mark in environment_of(folder):
             found.append(int(folder.name))
     return found
 
 
-def _stat(pid: int) -> tuple[str, int, int] | None:
+def stat_of(pid: int) -> tuple[str, int, int] | None:
     """Return (state, parent, group) of a process that is not a zombie."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
@@ -117,7 +117,7 @@ def _stat(pid: int) -> tuple[str, int, int] | None:
     return None if state in "ZX" else (state, int(parent), int(pgid))
 
 
-def _environment(folder: Path) -> list[bytes]:
+def environment_of(folder: Path) -> list[bytes]:
     try:
         return (folder / "environ").read_bytes().split(b"\0")
     except OSError:

@@ -1,0 +1,119 @@
+"""Settings say what is missing, and every variable is documented."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+
+from project import embedded, env, state
+
+ROOT = Path(__file__).resolve().parents[2]
+SECRETS = ["SECRET_KEY", "SECRETS_KEY", "API_KEY_PEPPER", "METRICS_TOKEN"]
+ELSEWHERE = {
+    "DATABASE_URL": "postgresql://user:word@db.example/zoetrope",
+    "REDIS_URL": "redis://redis.example/0",
+    "S3_ENDPOINT_URL": "https://s3.example",
+    "S3_SECRET_KEY": "given",
+    "FLOWER_PASSWORD": "given",
+    **dict.fromkeys(SECRETS, "given"),
+}
+
+
+def load_settings(
+    variables: dict[str, str], home: Path, show: str = ""
+) -> subprocess.CompletedProcess[str]:
+    code = f"from project import settings; print({show})"
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], "ZOETROPE_HOME": str(home), **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_every_variable_stands_in_the_example():
+    source = (ROOT / "project" / "settings.py").read_text()
+    read = set(re.findall(r'(?:env\.\w+|_service|_secret)\(\s*"(\w+)"', source))
+    documented = set(
+        re.findall(r"^#? ?(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
+    )
+    assert read - documented == set()
+    assert documented - read == {"ZOETROPE_HOME"}
+
+
+@pytest.mark.parametrize("name", [*SECRETS, "S3_SECRET_KEY", "FLOWER_PASSWORD"])
+def test_a_missing_secret_stops_the_start_and_is_named(name, tmp_path):
+    given = {key: value for key, value in ELSEWHERE.items() if key != name}
+    done = load_settings(given, tmp_path)
+    assert done.returncode != 0
+    assert f"The environment variable {name} must be set." in done.stderr
+
+
+def test_with_everything_given_nothing_is_made(tmp_path):
+    done = load_settings(ELSEWHERE, tmp_path / "home", "settings.DATABASES")
+    assert done.returncode == 0, done.stderr
+    assert "db.example" in done.stdout
+    assert not (tmp_path / "home").exists()
+
+
+def test_embedded_secrets_are_made_once_and_private(tmp_path):
+    first = load_settings({}, tmp_path, "settings.SECRET_KEY, settings.API_KEY_PEPPER")
+    again = load_settings({}, tmp_path, "settings.SECRET_KEY, settings.API_KEY_PEPPER")
+    assert first.returncode == 0, first.stderr
+    assert first.stdout == again.stdout
+    assert stat.S_IMODE((tmp_path / "secrets.json").stat().st_mode) == 0o600
+
+
+def test_a_value_of_the_wrong_kind_is_named(monkeypatch):
+    monkeypatch.setenv("LEASE_SECONDS", "soon")
+    with pytest.raises(ImproperlyConfigured, match=r"LEASE_SECONDS.*'soon'"):
+        env.number("LEASE_SECONDS", 90.0)
+    monkeypatch.setenv("DEBUG", "maybe")
+    with pytest.raises(ImproperlyConfigured, match=r"DEBUG.*'maybe'"):
+        env.boolean("DEBUG")
+    monkeypatch.setenv("PORT", "-1")
+    with pytest.raises(ImproperlyConfigured, match=r"PORT.*at least 1"):
+        env.integer("PORT", minimum=1)
+
+
+def test_services_that_run_elsewhere_are_not_started(tmp_path, monkeypatch):
+    for name in embedded.GIVEN_BY.values():
+        monkeypatch.setenv(name, ELSEWHERE[name])
+    home = tmp_path / "home"
+    assert embedded.services(home, embedded.Ports(home)) == []
+    assert not home.exists()
+
+
+def test_only_what_is_missing_is_embedded(tmp_path, monkeypatch):
+    monkeypatch.setenv("DATABASE_URL", ELSEWHERE["DATABASE_URL"])
+    monkeypatch.setenv("S3_ENDPOINT_URL", ELSEWHERE["S3_ENDPOINT_URL"])
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    made = embedded.services(tmp_path, embedded.Ports(tmp_path))
+    assert [service.name for service in made] == ["redis"]
+
+
+def test_ports_are_kept_while_free_and_replaced_when_taken(tmp_path):
+    ports = embedded.Ports(tmp_path)
+    port = ports.take("redis")
+    ports.save()
+    assert embedded.Ports(tmp_path).take("redis") == port
+    with embedded.socket.socket() as other:
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        assert embedded.Ports(tmp_path).take("redis") != port
+
+
+def test_half_written_state_is_never_read(tmp_path):
+    state.write(tmp_path / "stack.json", {"a": "1"})
+    state.write(tmp_path / "stack.json", {"a": "2"})
+    assert state.read(tmp_path / "stack.json") == {"a": "2"}
+    assert [path.name for path in tmp_path.iterdir()] == ["stack.json"]
