@@ -54,7 +54,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def profile(kind: str, **changes: Any) -> Profile:
     """The real profile of a kind with a tiny checkpoint behind it."""
-    checkpoint = Checkpoint(f"tiny-{kind}", PROFILES[_REAL[kind]].kind, "hub:nobody/nothing")
+    checkpoint = Checkpoint(
+        f"tiny-{kind}", PROFILES[_REAL[kind]].kind, "hub:nobody/nothing"
+    )
     real = PROFILES[_REAL[kind]]
     area = real.area_max
     return dataclasses.replace(
