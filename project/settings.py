@@ -47,7 +47,9 @@ S3_BUCKET = env.text("S3_BUCKET", "zoetrope")
 S3_PREFIX = env.text("S3_PREFIX", "")  # put before every key; tests share one bucket
 S3_REGION = env.text("S3_REGION", "us-east-1")
 S3_ACCESS_KEY = _service("S3_ACCESS_KEY", "zoetrope")
-S3_SECRET_KEY = _service("S3_SECRET_KEY", "" if EMBEDDED else None)
+S3_SECRET_KEY = _service(
+    "S3_SECRET_KEY", None if env.text("S3_ENDPOINT_URL", "") else ""
+)
 
 # --- Secrets --------------------------------------------------------------------------
 SECRET_KEY = _secret("SECRET_KEY")  # Django: sessions, signatures
