@@ -149,7 +149,7 @@ class HttpCall:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     params: Mapping[str, str] = field(default_factory=dict)
     json: Any = field(default=None, repr=False)
-    form: Mapping[str, str] | None = field(default=None, repr=False)
+    form: Mapping[str, str] = field(default_factory=dict, repr=False)
     files: Mapping[str, FilePart] = field(default_factory=dict)
     timeout_seconds: float = 20.0
     idempotent: bool = False

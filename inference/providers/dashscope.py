@@ -148,6 +148,8 @@ class DashScope(Provider):
     )
 
     def check_more(self, job: ProviderJob, model: WireModel) -> None:
+        if not model.offers("shot_type"):
+            return
         if job.shot_type == "multi" and not job.prompt_expansion:
             raise refusal("shot_type", "cuts into shots only with prompt expansion")
 

@@ -164,6 +164,8 @@ class Novita(Provider):
                 raise refusal("loras", "has one LoRA path and scale each")
         if job.model == "wan-2.2-i2v" and job.tier == "1080p" and job.seconds > 5.125:
             raise refusal("seconds", "makes at most 5 seconds at 1080p")
+        if not model.offers("shot_type"):
+            return
         if job.shot_type == "multi" and not job.prompt_expansion:
             raise refusal("shot_type", "cuts into shots only with prompt expansion")
 

@@ -115,7 +115,7 @@ def _options(call: HttpCall) -> dict[str, Any]:
     if call.json is not None:
         options["json"] = call.json
     if call.files:
-        options["data"] = dict(call.form or {})
+        options["data"] = dict(call.form)
         options["files"] = {
             name: (part.filename, part.data, part.media_type)
             for name, part in call.files.items()

@@ -12,6 +12,8 @@ from typing import Any
 
 from tests.fakes.service import FakeService
 
+__all__ = ["FAKES", "FakeService", "start"]
+
 FAKES = (
     "magicoal",
     "aimlapi",
