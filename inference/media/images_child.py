@@ -93,7 +93,7 @@ def to_srgb(picture: Picture, profile: bytes | None) -> Picture:
     """Return the picture as RGB; a broken or unfitting colour profile is ignored."""
     from PIL import ImageCms
 
-    if profile and b"sRGB" not in profile:
+    if profile and b"sRGB IEC61966" not in profile:
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             target = ImageCms.createProfile("sRGB")

@@ -48,6 +48,12 @@ def cleaned(data: bytes, folder: Path, limits: Limits = LIMITS) -> Image.Image:
         return image.copy()
 
 
+def colour_at(image: Image.Image, x: int, y: int) -> tuple[int, int, int]:
+    colour = image.getpixel((x, y))
+    assert isinstance(colour, tuple)
+    return colour[0], colour[1], colour[2]
+
+
 def chunk(name: bytes, body: bytes) -> bytes:
     crc = zlib.crc32(name + body)
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", crc)
@@ -187,7 +193,7 @@ def test_sides_from_64_to_8192_pixels_are_taken():
 
 
 def test_more_than_25_megapixels_are_refused():
-    assert read_header(png(5000, 5000), LIMITS)
+    assert read_header(png(5000, 5000), LIMITS).width == 5000
     with pytest.raises(InputRejected, match="25 megapixels"):
         read_header(png(5000, 5001), LIMITS)
 
@@ -243,18 +249,45 @@ def test_a_16_bit_colour_png_keeps_its_colours(tmp_path):
 
 def test_a_cmyk_jpeg_becomes_rgb(tmp_path):
     image = Image.new("CMYK", (100, 100), (0, 255, 255, 0))
-    red, green, blue = cleaned(encoded(image, "JPEG"), tmp_path).getpixel((50, 50))
+    red, green, blue = colour_at(cleaned(encoded(image, "JPEG"), tmp_path), 50, 50)
     assert red > 200
     assert green < 90
     assert blue < 90
 
 
-def test_a_foreign_colour_profile_is_turned_into_srgb(tmp_path):
+def test_a_colour_profile_that_does_not_fit_is_ignored(tmp_path):
     lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
     image = gradient()
-    # A profile that does not fit the picture is ignored, not fatal.
-    assert cleaned(encoded(image, "PNG", icc_profile=lab.tobytes()), tmp_path)
-    assert cleaned(encoded(image, "JPEG", icc_profile=b"nonsense" * 30), tmp_path)
+    for profile in (lab.tobytes(), b"nonsense" * 30):
+        got = cleaned(encoded(image, "PNG", icc_profile=profile), tmp_path)
+        assert got.getpixel((60, 40)) == image.getpixel((60, 40))
+
+
+def test_a_foreign_colour_profile_is_turned_into_srgb(tmp_path):
+    linear = linear_light_profile()
+    image = Image.new("RGB", (100, 100), (55, 55, 55))  # 21.6 % of the light
+    got = colour_at(
+        cleaned(encoded(image, "PNG", icc_profile=linear), tmp_path), 50, 50
+    )
+    assert all(abs(level - 128) <= 3 for level in got)
+
+
+def linear_light_profile() -> bytes:
+    """SRGB's profile with its three tone curves replaced by straight ones."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    profile = bytearray(srgb)
+    (count,) = struct.unpack_from(">I", profile, 128)
+    for index in range(count):
+        name, start, _size = struct.unpack_from(">4sII", profile, 132 + 12 * index)
+        if name in {b"rTRC", b"gTRC", b"bTRC"}:
+            assert bytes(profile[start : start + 4]) == b"para"
+            kind = struct.unpack_from(">H", profile, start + 8)[0]
+            assert kind == 3
+            # Y = X ** 1 everywhere
+            values = (1.0, 1.0, 0.0, 1.0, 0.0)
+            fixed = [round(value * 65536) for value in values]
+            struct.pack_into(">5i", profile, start + 12, *fixed)
+    return bytes(profile)
 
 
 def test_only_the_first_picture_of_an_animation_is_used(tmp_path):
@@ -262,7 +295,7 @@ def test_only_the_first_picture_of_an_animation_is_used(tmp_path):
     others = [Image.new("RGB", (100, 100), (0, 0, i % 256)) for i in range(1, 300)]
     for kind in ("PNG", "WEBP"):
         data = encoded(first, kind, save_all=True, append_images=others)
-        red, green, blue = cleaned(data, tmp_path).getpixel((50, 50))
+        red, green, blue = colour_at(cleaned(data, tmp_path), 50, 50)
         assert red > 240
         assert max(green, blue) < 15
 
