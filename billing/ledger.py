@@ -290,7 +290,7 @@ WITH existing AS (
     SELECT id, remaining, row_number() OVER burn AS seq,
            sum(remaining) OVER burn - remaining AS burnt_before
     FROM billing_creditgrant
-    WHERE wallet_id = %(wallet)s AND remaining > 0
+    WHERE wallet_id = %(wallet)s AND NOT is_empty
       AND (expires_at IS NULL OR expires_at > %(now)s)
     WINDOW burn AS (ORDER BY priority, expires_at NULLS LAST, id
                     ROWS UNBOUNDED PRECEDING)
@@ -455,9 +455,7 @@ def _refill(wallet: _Locked, amount: int) -> None:
 # else to new grants. The caller has the wallet's lock.
 _SEND_HOME: Final = """
 WITH h AS (
-    UPDATE billing_hold SET {change}
-    WHERE wallet_id = %(wallet)s AND reference = %(reference)s AND {expected}
-    RETURNING *
+    UPDATE billing_hold SET {change} WHERE id = %(hold)s AND {expected} RETURNING *
 ), ordered AS (
     SELECT s.id, s.grant_id, s.amount - s.returned AS inside,
            sum(s.amount - s.returned) OVER home - (s.amount - s.returned) AS sent_before
@@ -496,10 +494,20 @@ FROM h
 """
 
 _HOLD_COLUMNS: Final = ", ".join(f"h.{name}" for name in _HOLD_FIELDS)
+_CLOSE: Final = (
+    "state = %(state)s, captured = %(captured)s, closed_at = clock_timestamp()"
+)
+_STILL_OPEN: Final = "state = 'open' AND amount - %(captured)s = %(back)s"
 _SETTLE_SQL: Final = _SEND_HOME.format(
-    hold=_HOLD_COLUMNS,
-    change="state = %(state)s, captured = %(captured)s, closed_at = clock_timestamp()",
-    expected="state = 'open' AND amount - %(captured)s = %(back)s",
+    hold=_HOLD_COLUMNS, change=_CLOSE, expected=_STILL_OPEN
+)
+# Most work succeeds at its full price, and then nothing goes home.
+_CAPTURE_ALL: Final = """
+UPDATE billing_hold h SET {change} WHERE id = %(hold)s AND {expected}
+RETURNING {hold}, 0, NULL
+"""
+_CAPTURE_ALL_SQL: Final = _CAPTURE_ALL.format(
+    hold=_HOLD_COLUMNS, change=_CLOSE, expected=_STILL_OPEN
 )
 _REFUND_SQL: Final = _SEND_HOME.format(
     hold=_HOLD_COLUMNS,
@@ -547,12 +555,13 @@ def _settle(wallet: Wallet, held: Hold, *, state: Hold.State, captured: int) -> 
         if (held.state, held.captured) == (state, captured):
             return held
         raise AlreadySettled(f"{held.reference} is {held.state} ({held.captured})")
+    back = held.amount - captured
     settled, next_expiry_at = _send_home(
-        _SETTLE_SQL,
+        _SETTLE_SQL if back else _CAPTURE_ALL_SQL,
         wallet=wallet,
         held=held,
         idem=f"fin:{held.reference}",
-        back=held.amount - captured,
+        back=back,
         state=state,
         captured=captured,
     )
@@ -565,7 +574,7 @@ def _settle(wallet: Wallet, held: Hold, *, state: Hold.State, captured: int) -> 
         entries={
             Entry.Book.HELD: -held.amount,
             Entry.Book.REVENUE: captured,
-            Entry.Book.AVAILABLE: held.amount - captured,
+            Entry.Book.AVAILABLE: back,
         },
         next_expiry_at=next_expiry_at,
     )
@@ -631,7 +640,7 @@ def _send_home(
         sql,
         {
             "wallet": wallet.pk,
-            "reference": held.reference,
+            "hold": held.pk,
             "idem": idem,
             "back": back,
             "reissue_for": REISSUE_FOR,
@@ -666,7 +675,7 @@ def expire_due(*, limit: int = 100) -> int:
 
 
 def _expire_due(wallet_id: int, now: datetime) -> int:
-    dying = CreditGrant.objects.filter(wallet=wallet_id, remaining__gt=0)
+    dying = CreditGrant.objects.filter(wallet=wallet_id, is_empty=False)
     died = 0
     for grant_ in dying.filter(expires_at__lte=now).order_by("pk"):
         CreditGrant.objects.filter(pk=grant_.pk).update(

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 from uuid import UUID
 
 from django.db.models import Sum
 from django.db.models.functions import Coalesce, Now
 
 from billing.models import CreditGrant, Transfer, Wallet
+
+#: What stands before the reference in `Transfer.idem`; ``fin`` captures or releases.
+PURPOSES: Final = ("grant", "hold", "fin", "refund", "back")
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ def balance(*, account_id: UUID, mode: str) -> Balance:
         return Balance(0, 0, 0, frozen=False, next_expiry=None)
     if wallet.next_expiry_at is None:
         return _balance(wallet, 0, None)
-    alive = CreditGrant.objects.filter(wallet=wallet, remaining__gt=0)
+    alive = CreditGrant.objects.filter(wallet=wallet, is_empty=False)
     due: int = alive.filter(expires_at__lte=Now()).aggregate(
         total=Coalesce(Sum("remaining"), 0)
     )["total"]
@@ -88,7 +92,10 @@ def statement(
 def movements_of(*, account_id: UUID, mode: str, reference: str) -> list[Movement]:
     """Return everything that was moved under one reference, oldest first."""
     transfers = Transfer.objects.filter(
-        wallet__account_id=account_id, wallet__mode=mode, reference=reference
+        wallet__account_id=account_id,
+        wallet__mode=mode,
+        # what a reference may have moved, by the index that keeps it from moving twice
+        idem__in=[f"{purpose}:{reference}" for purpose in PURPOSES],
     )
     return [
         _movement(transfer)

@@ -164,9 +164,9 @@ def test_a_right_and_a_wrong_id_take_the_same_time(minted: Minted) -> None:
                 keys.authenticate(key)
             times[key].append(time.perf_counter() - start)
     known, unknown = (statistics.median(times[key]) for key in presented)
-    # The database finds a row or does not; that is all that differs. Building it took
-    # 0.1 ms of 0.9 ms here, under what any network adds.
-    assert abs(known - unknown) < 0.001
+    # The database finds a row or does not; that is all that differs: about 0.1 ms, under
+    # what any network adds.
+    assert abs(known - unknown) < 0.002
 
 
 def test_a_good_key_is_remembered_for_a_moment(

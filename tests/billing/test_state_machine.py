@@ -39,6 +39,7 @@ class Books(RuleBasedStateMachine):
         self.available = 0
         self.holds: dict[str, list[Any]] = {}
         self.gifts: dict[str, int] = {}
+        self.dead: set[str] = set()
 
     @rule(gift=st.sampled_from(["g1", "g2", "g3"]), amount=st.integers(1, 5000))
     def grant(self, gift: str, amount: int) -> None:
@@ -118,12 +119,13 @@ class Books(RuleBasedStateMachine):
             known[3] = amount
 
     @rule()
-    def everything_that_can_die_dies(self) -> None:
-        gifts = [name for name, left in self.customer.grants().items() if left]
-        for gift in gifts[:1]:
-            left = round(self.customer.grants()[gift] * 1000)
-            self.customer.let_die(gift)
-            self.available -= left
+    def the_oldest_living_grant_dies(self) -> None:
+        for gift, left in self.customer.grants().items():
+            if left and gift not in self.dead:
+                self.customer.let_die(gift)
+                self.dead.add(gift)
+                self.available -= round(left * 1000)
+                return
 
     def _expect(
         self, error: type[Exception] | None, move: str, reference: str, **details: Any
