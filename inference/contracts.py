@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 AudioMode = Literal["none", "generate", "url"]
 ShotType = Literal["single", "multi"]
 Quality = Literal["quality", "fast"]
+SafetyPolicy = Literal["block", "flag", "off"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class OutputPlan:
     model: str = ""
     reference: str = ""
     generated: bool = True  # a trained model made it; False: the still was animated
+    safety: SafetyPolicy = "block"  # what a flagged output frame leads to
 
     @property
     def seconds(self) -> float:

@@ -3,18 +3,20 @@
 A ``Sound`` is always 48 kHz stereo float32. ``load`` accepts wav, mp3, m4a, ogg and flac,
 decodes every sample in a limited child process and refuses anything else with
 ``InputRejected(field="audio_url")``. ``fit`` cuts or pads to the clip, ``normalise``
-brings it to one loudness under a true-peak ceiling, ``mux`` puts it under a video
-without touching the video's packets. Making sound is left to ``ambience`` and engines.
+brings it to one loudness under a true-peak ceiling, ``write_track`` makes AAC of it,
+and ``mux`` puts that under a video without touching the video's packets. Making sound is left to ``ambience`` and engines.
 """
 
 from __future__ import annotations
 
+import heapq
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import wave
+from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -28,8 +30,9 @@ from inference.media import audio_child
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from av import AudioStream, Packet
-    from av.container import OutputContainer
+    from av import Packet
+    from av.container import InputContainer
+    from av.stream import Stream
     from numpy.typing import NDArray
 
     from inference.contracts import Limits
@@ -314,55 +317,15 @@ def _limit(sound: Sound) -> Sound:
 # -- into the file -------------------------------------------------------------------
 
 
-def mux(video: Path, sound: Sound | None, target: Path) -> None:
-    """Write ``target``: the packets of ``video`` as they are, with ``sound`` as AAC.
-
-    Any sound already there is dropped. Source times are kept, so picture and sound
-    start together; the file is written with its index first.
-    """
+def write_track(sound: Sound, target: Path) -> None:
+    """Write the sound as AAC, 128 kbit/s, alone in an mp4."""
     import av
 
-    with (
-        av.open(str(video), format="mov") as source,
-        av.open(
-            str(target), "w", format="mp4", options={"movflags": "+faststart"}
-        ) as out,
-    ):
-        picture = source.streams.video[0]
-        copy = out.add_stream_from_template(picture)
-        packets = _aac_packets(out, sound) if sound is not None else iter(())
-        waiting = next(packets, None)
-        for packet in source.demux(picture):
-            if packet.dts is None or packet.time_base is None:
-                continue
-            now = packet.dts * packet.time_base
-            while waiting is not None and _decode_time(waiting) <= now:
-                out.mux(waiting)
-                waiting = next(packets, None)
-            packet.stream = copy
-            out.mux(packet)
-        while waiting is not None:
-            out.mux(waiting)
-            waiting = next(packets, None)
-    if not target.stat().st_size:
-        raise EngineFailed("muxing wrote an empty file")
-
-
-def _decode_time(packet: Packet[AudioStream]) -> Fraction:
-    if packet.dts is None or packet.time_base is None:
-        raise EngineFailed("the AAC encoder gave a packet without a time")
-    return packet.dts * packet.time_base
-
-
-def _aac_packets(out: OutputContainer, sound: Sound) -> Iterator[Packet[AudioStream]]:
-    import av
-
-    stream = out.add_stream(
-        "aac", rate=RATE, layout="stereo", options={"b": str(AAC_BIT_RATE)}
-    )
     planar = np.ascontiguousarray(sound.samples.T)
-
-    def packets() -> Iterator[Packet[AudioStream]]:
+    with av.open(str(target), "w", format="mp4") as out:
+        stream = out.add_stream(
+            "aac", rate=RATE, layout="stereo", options={"b": str(AAC_BIT_RATE)}
+        )
         for start in range(0, planar.shape[1], 1024):
             frame = av.AudioFrame.from_ndarray(
                 np.ascontiguousarray(planar[:, start : start + 1024]),
@@ -372,7 +335,75 @@ def _aac_packets(out: OutputContainer, sound: Sound) -> Iterator[Packet[AudioStr
             frame.sample_rate = RATE
             frame.pts = start
             frame.time_base = Fraction(1, RATE)
-            yield from stream.encode(frame)
-        yield from stream.encode(None)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
 
-    return packets()
+
+def read_track(source: Path) -> Sound:
+    """Return the sound of a clip, from its first picture's moment on.
+
+    For what a provider or we ourselves made; a customer's file goes through `load`.
+    """
+    import av
+
+    with av.open(str(source), "r", format="mp4") as box:
+        resampler = av.AudioResampler(format="flt", layout="stereo", rate=RATE)
+        pieces: list[av.AudioFrame] = []
+        begins = 0.0
+        for frame in box.decode(audio=0):
+            if not pieces:
+                begins = frame.time or 0.0
+            pieces += resampler.resample(frame)
+        pieces += resampler.resample(None)
+    samples = np.concatenate(
+        [piece.to_ndarray().astype(np.float32).reshape(-1, 2) for piece in pieces]
+    )
+    late = round(begins * RATE)
+    if late > 0:
+        samples = np.pad(samples, ((late, 0), (0, 0)))
+    return Sound(samples[max(0, -late) :])
+
+
+def mux(video: Path, track: Path | None, target: Path) -> None:
+    """Write ``target``: the picture of ``video`` and the sound of ``track``.
+
+    Packets are copied as they are, with their times, so both start together as they
+    did; sound that ``video`` has itself goes, unless ``track`` is the same file. The
+    index comes first. Both are mp4 files.
+    """
+    import av
+
+    with ExitStack() as opened:
+        picture_box = opened.enter_context(av.open(str(video), "r", format="mp4"))
+        out = opened.enter_context(
+            av.open(str(target), "w", format="mp4", options={"movflags": "+faststart"})
+        )
+        picture = picture_box.streams.video[0]
+        copies: list[tuple[InputContainer, Stream, Stream]] = [
+            (picture_box, picture, out.add_stream_from_template(picture))
+        ]
+        if track is not None:
+            sound_box = opened.enter_context(av.open(str(track), "r", format="mp4"))
+            sound = sound_box.streams.audio[0]
+            copies.append((sound_box, sound, out.add_stream_from_template(sound)))
+        waiting = [_packets(*copy) for copy in copies]
+        for packet in heapq.merge(*waiting, key=_decode_time):
+            out.mux(packet)
+    if not target.stat().st_size:
+        raise EngineFailed("muxing wrote an empty file")
+
+
+def _packets(
+    box: InputContainer, stream: Stream, copy: Stream
+) -> Iterator[Packet[Stream]]:
+    for packet in box.demux(stream):
+        if packet.dts is None:  # the demuxer's end mark
+            continue
+        packet.stream = copy
+        yield packet
+
+
+def _decode_time(packet: Packet[Stream]) -> Fraction:
+    if packet.dts is None or packet.time_base is None:
+        raise EngineFailed("a packet has no time")
+    return packet.dts * packet.time_base

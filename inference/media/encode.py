@@ -114,6 +114,13 @@ class Encoder:
 
         Giving the same read-only array again is cheap: it is converted only once.
         """
+        self.put(self.convert(frame))
+
+    def convert(self, frame: Frame) -> av.VideoFrame:
+        """Return the frame as a picture of the file's size, for `put`.
+
+        The same read-only array gives the same picture.
+        """
         if frame.shape != self._shape or frame.dtype != np.uint8:
             raise EngineFailed(
                 f"frame {self.frames} is {frame.shape} {frame.dtype}, "
@@ -121,7 +128,10 @@ class Encoder:
             )
         if self._last is None or self._last[0] is not frame or frame.flags.writeable:
             self._last = frame, self._converted(frame)
-        picture = self._last[1]
+        return self._last[1]
+
+    def put(self, picture: av.VideoFrame) -> None:
+        """Encode the next picture: yuv420p, BT.709, of the file's size."""
         picture.pts = self.frames
         picture.time_base = self._tick
         self._container.mux(self._stream.encode(picture))

@@ -1,16 +1,23 @@
-"""From frames to the delivered file in storage: one streaming pass, then checks.
+"""From frames to the delivered file in storage: the one path every result takes.
 
-Enlarge and mark each frame, encode it, and write the poster of the first, all while the
-engine still draws the next; then look at the file and put it away under a key nobody
-has used. Memory stays flat however long the clip is.
+Enlarge, mark and encode each frame while the engine still draws the next; put sound
+under it; sign it; look at the finished file; make the pictures that go beside it; put
+all of it away under a key nobody has used. Memory stays flat however long the clip is.
+
+``finish`` takes frames, ``finish_file`` somebody else's clip (which passes through
+unencoded where it is already what was ordered), ``revoice`` a delivered file that gets
+another sound.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
+import importlib.util
 import queue
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,19 +26,73 @@ from PIL import Image
 
 from inference.contracts import Artifact, Context, OutputPlan
 from inference.errors import EngineFailed
-from inference.media import upscale
+from inference.media import audio, provenance, safety, upscale
+from inference.media.ambience import Ambience, scenes_in
 from inference.media.encode import Encoder
-from inference.media.frames import fit, read_frames
-from inference.media.poster import write_poster
+from inference.media.frames import fit, read_frames, read_pictures
 from inference.media.probe import UnusableVideo, VideoFacts, probe
+from inference.media.stills import StillFiles, Stills, rgb
 from inference.media.watermark import Watermark
 
 if TYPE_CHECKING:
     from inference.contracts import Frame
+    from inference.media.audio import Sound, SoundEngine
 
 QUEUED_FRAMES: Final = 3  # between engine and encoder; 1080p frames are 6 MB each
 #: How much shorter than ordered somebody else's clip may be; its last frame then holds.
 SHORT_SECONDS: Final = 0.25
+#: The text-to-audio plug-in, used where its weights lie. It stands above this package,
+#: so it is named here and not imported.
+TEXT_TO_AUDIO: Final = "inference.engines.audio_diffusers:DiffusersSound"
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What finishing needs besides the plan; see `tools_for`."""
+
+    signer: provenance.Credential
+    safety: safety.Safety
+    sound: SoundEngine
+
+
+def tools_for(context: Context) -> Tools:
+    """Return the tools this host has.
+
+    Options: ``certificate``, ``private_key``, ``timestamp_url``, ``signing_folder``;
+    ``safety_required``, ``safety_threshold``. Raises WeightsMissing when the safety
+    classifier is required and cannot run here: call it at start to fail then.
+    """
+    options = context.options
+    home = Path(options.get("signing_folder") or context.workdir.parent / "signing")
+    return Tools(
+        signer=provenance.credential(options, home=home),
+        safety=_safety(
+            context.weights,
+            required=bool(options.get("safety_required")),
+            threshold=float(options.get("safety_threshold", safety.THRESHOLD)),
+        ),
+        sound=_sound_engine(context.weights),
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _safety(weights: Path, *, required: bool, threshold: float) -> safety.Safety:
+    return safety.load(weights, required=required, threshold=threshold)
+
+
+@functools.lru_cache(maxsize=4)
+def _sound_engine(weights: Path) -> SoundEngine:
+    folder = weights / "audio"
+    if not (folder / "model_index.json").exists():
+        return Ambience()
+    if importlib.util.find_spec("diffusers") is None:
+        return Ambience()  # a media worker beside GPU workers shares their folder
+    module, _, name = TEXT_TO_AUDIO.partition(":")
+    made: SoundEngine = getattr(importlib.import_module(module), name)(folder)
+    return made
+
+
+# -- the three ways in ---------------------------------------------------------------
 
 
 def finish(
@@ -44,37 +105,139 @@ def finish(
 ) -> Artifact:
     """Deliver ``frames`` as ``output`` says; return what was stored.
 
-    ``key`` is the storage key without an ending, ``folder`` an empty folder of the
-    caller's. Raises what the frames raise, and EngineFailed when they are not as planned.
+    ``key`` is the storage key without an ending, ``folder`` a folder of the caller's.
+    Raises what the frames raise, EngineFailed when they are not as planned,
+    InputRejected for an unusable sound file, and ContentBlocked; then nothing is kept.
     """
-    video, poster = folder / "video.mp4", folder / "poster.jpg"
+    tools = tools_for(context)
+    with ThreadPoolExecutor(1, thread_name_prefix="sound") as pool:
+        # Made while the frames are: x264 leaves room on a second core.
+        sound = pool.submit(_sound, output, context, tools, folder)
+        made = _encode(frames, output, context, tools, folder)
+        track, told = sound.result()
+    return _deliver(
+        made.video,
+        track,
+        output,
+        context,
+        tools,
+        stills=made.stills,
+        notes={**made.notes, **told},
+        key=key,
+        folder=folder,
+    )
 
-    # 1-3. Enlarge, mark, encode, frame by frame.
-    made = _encode(frames, output, context, video, poster)
 
-    # 4. Look at what was made.
-    facts = verify(video, output)
+def finish_file(
+    source: Path,
+    output: OutputPlan,
+    context: Context,
+    *,
+    key: str,
+    folder: Path,
+    keep_sound: bool = False,
+) -> Artifact:
+    """Deliver a provider's clip as ``output`` says.
 
-    # 5. Put it away.
-    return _store(video, poster, facts, context, key=key, notes=made.notes)
+    Its packets pass through untouched where size, rate, length and colours are those
+    ordered and no mark is to be burnt in. Its own sound stays when ``keep_sound`` is
+    true (the provider was given the customer's file), and where sound was to be
+    generated and the provider did; otherwise it goes.
+    """
+    facts = probe(source, depth="all")
+    keeps = facts.has_audio and (keep_sound or output.audio.mode == "generate")
+    if not _is_as_ordered(facts, output):
+        if not keeps:
+            return finish(
+                frames_of(source, output), output, context, key=key, folder=folder
+            )
+        return _finish_with_its_sound(source, output, context, key=key, folder=folder)
+    tools = tools_for(context)
+    track, told = (
+        (source, {"audio": {"by": "provider"}})
+        if keeps
+        else _sound(output, context, tools, folder)
+    )
+    stills, notes = _look_through(source, output, tools, folder)
+    return _deliver(
+        source,
+        track,
+        output,
+        context,
+        tools,
+        stills=stills,
+        notes={"upscaler": "none", "remuxed": True, **notes, **told},
+        key=key,
+        folder=folder,
+    )
+
+
+def revoice(
+    source: Path, output: OutputPlan, context: Context, *, key: str, folder: Path
+) -> Artifact:
+    """Deliver a file of ours again with the sound ``output.audio`` plans.
+
+    The picture's packets are copied; its marks are in them already. ``output`` must
+    plan the size, rate and frames the file has.
+    """
+    tools = tools_for(context)
+    track, told = _sound(output, context, tools, folder)
+    stills, notes = _look_through(source, output, tools, folder)
+    return _deliver(
+        source,
+        track,
+        output,
+        context,
+        tools,
+        stills=stills,
+        notes={"upscaler": "none", "remuxed": True, **notes, **told},
+        key=key,
+        folder=folder,
+    )
+
+
+def _finish_with_its_sound(
+    source: Path, output: OutputPlan, context: Context, *, key: str, folder: Path
+) -> Artifact:
+    tools = tools_for(context)
+    made = _encode(frames_of(source, output), output, context, tools, folder)
+    track = folder / "sound.m4a"
+    own = audio.read_track(source)
+    audio.write_track(audio.fit(own, seconds=output.seconds), track)
+    return _deliver(
+        made.video,
+        track,
+        output,
+        context,
+        tools,
+        stills=made.stills,
+        notes={**made.notes, "audio": {"by": "provider"}},
+        key=key,
+        folder=folder,
+    )
+
+
+# -- frames to a silent video --------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Made:
-    notes: dict[str, Any]
+    video: Path
+    stills: StillFiles
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 def _encode(
     frames: Iterator[Frame],
     output: OutputPlan,
     context: Context,
-    video: Path,
-    poster: Path,
+    tools: Tools,
+    folder: Path,
 ) -> _Made:
     """Encode in a thread of its own, so that the engine never waits for x264."""
     line: queue.Queue[Frame | None] = queue.Queue(QUEUED_FRAMES)
     with ThreadPoolExecutor(1, thread_name_prefix="encode") as pool:
-        press = pool.submit(_press, line, output, context, video, poster)
+        press = pool.submit(_press, line, output, context, tools, folder)
         try:
             for frame in frames:
                 _pass_on(frame, line, press)
@@ -121,85 +284,59 @@ def _press(
     line: queue.Queue[Frame | None],
     output: OutputPlan,
     context: Context,
-    video: Path,
-    poster: Path,
+    tools: Tools,
+    folder: Path,
 ) -> _Made:
-    first = line.get()
-    if first is None:
+    frame = line.get()
+    if frame is None:
         raise EngineFailed("the engine made no frames")
-    source = (first.shape[1], first.shape[0])
+    width, height = output.width, output.height
     enlarging = upscale.plan(
-        source,
-        (output.width, output.height),
+        (frame.shape[1], frame.shape[0]),
+        (width, height),
         weights=context.weights,
         options=context.options,
     )
-    big = enlarging.enlarge(first)
-    size = (big.shape[1], big.shape[0])
-    marks = Watermark(*size, visible=output.watermark, test=output.test_mark)
+    marks = Watermark(width, height, visible=output.watermark, test=output.test_mark)
+    sample = safety.FrameSample(output.frames)
+    stills = Stills(output.frames, fps=output.fps)
+    video = folder / "video.mp4"
+    big = enlarging.enlarge(frame)
     with Encoder(
         video,
-        width=output.width,
-        height=output.height,
+        width=width,
+        height=height,
         fps=output.fps,
-        source=size,
+        source=(big.shape[1], big.shape[0]),
     ) as encoder:
-        shown: Frame = marks.apply(big)
-        write_poster(shown, poster)
-        encoder.write(shown)
-        last = first
-        while (frame := line.get()) is not None:
+        shown = None
+        while frame is not None:
             # Engines may show one read-only picture several times.
-            if frame is not last or frame.flags.writeable:
-                shown = marks.apply(enlarging.enlarge(frame))
-                if not frame.flags.writeable:
-                    shown.setflags(write=False)
-            last = frame
-            encoder.write(shown)
+            if shown is None or shown[0] is not frame or frame.flags.writeable:
+                big = enlarging.enlarge(frame)
+                picture = encoder.convert(big)
+                if sample.wants_next():
+                    sample.keep(rgb(picture, longest=safety.SAMPLE_SIDE))
+                marks.burn_picture(picture)
+                shown = frame, picture
+            elif sample.wants_next():
+                sample.keep(rgb(shown[1], longest=safety.SAMPLE_SIDE))
+            stills.see(shown[1])
+            encoder.put(shown[1])
+            frame = line.get()
         if encoder.frames != output.frames:
             raise EngineFailed(f"{encoder.frames} frames of {output.frames} were made")
-    return _Made(notes={"upscaler": enlarging.label})
+    judged = _judge(sample, output, tools)
+    return _Made(video, stills.write(folder), {"upscaler": enlarging.label, **judged})
 
 
-def verify(video: Path, output: OutputPlan) -> VideoFacts:
-    """Return the facts of the file; raise EngineFailed when it is not as planned."""
-    facts = probe(video)
-    found = (facts.width, facts.height, facts.frames, round(facts.fps, 3))
-    wanted = (output.width, output.height, output.frames, round(float(output.fps), 3))
-    if found != wanted:
-        raise EngineFailed(f"the file has {found}, ordered was {wanted}")
-    return facts
-
-
-def _store(
-    video: Path,
-    poster: Path,
-    facts: VideoFacts,
-    context: Context,
-    *,
-    key: str,
-    notes: dict[str, Any],
-) -> Artifact:
-    storage = context.storage
-    with ThreadPoolExecutor(1, thread_name_prefix="store") as pool:
-        beside = pool.submit(
-            storage.put_file, f"{key}.jpg", poster, content_type="image/jpeg"
-        )
-        stored = storage.put_file(f"{key}.mp4", video, content_type="video/mp4")
-        poster_key = beside.result().key
-    return Artifact(
-        key=stored.key,
-        size_bytes=stored.size_bytes,
-        sha256=stored.sha256,
-        width=facts.width,
-        height=facts.height,
-        fps=facts.fps,
-        frames=facts.frames,
-        seconds=facts.seconds,
-        has_audio=facts.has_audio,
-        poster_key=poster_key,
-        notes=notes,
-    )
+def _judge(
+    sample: safety.FrameSample, output: OutputPlan, tools: Tools
+) -> dict[str, Any]:
+    if output.safety == "off":
+        return {"safety": {"mode": "off"}}
+    noted = safety.enforce(tools.safety.frames(sample), output.safety)
+    return {"safety": {"mode": tools.safety.mode, **noted}}
 
 
 def frames_of(source: Path, output: OutputPlan) -> Iterator[Frame]:
@@ -236,3 +373,178 @@ def _shaped(frame: Frame, aspect: float) -> Frame:
     wide = min(width, round(height * aspect / 2) * 2)
     high = min(height, round(width / aspect / 2) * 2)
     return np.array(fit(Image.fromarray(frame), wide, high))
+
+
+# -- a video that stays as it is -----------------------------------------------------
+
+
+def _is_as_ordered(facts: VideoFacts, output: OutputPlan) -> bool:
+    return (
+        not output.watermark
+        and not output.test_mark
+        and _measures(facts) == _ordered(output)
+        and (facts.codec, facts.pixel_format) == ("h264", "yuv420p")
+        and facts.is_bt709
+        and facts.is_limited_range
+    )
+
+
+def _look_through(
+    video: Path, output: OutputPlan, tools: Tools, folder: Path
+) -> tuple[StillFiles, dict[str, Any]]:
+    """Return the pictures beside a finished video, and what safety says of it."""
+    sample = safety.FrameSample(output.frames)
+    stills = Stills(output.frames, fps=output.fps)
+    for picture in read_pictures(video):
+        if sample.wants_next():
+            sample.keep(rgb(picture, longest=safety.SAMPLE_SIDE))
+        stills.see(picture)
+    return stills.write(folder), _judge(sample, output, tools)
+
+
+# -- sound ---------------------------------------------------------------------------
+
+
+def _sound(
+    output: OutputPlan, context: Context, tools: Tools, folder: Path
+) -> tuple[Path | None, dict[str, Any]]:
+    """Write the planned sound as AAC of the clip's length; return it and what it is."""
+    plan = output.audio
+    if plan.mode == "none":
+        return None, {"audio": None}
+    if plan.mode == "url":
+        if plan.path is None:
+            raise EngineFailed("the plan names no sound file")
+        sound = audio.normalise(
+            audio.fit(
+                audio.load(plan.path, limits=context.limits), seconds=output.seconds
+            )
+        )
+        told: dict[str, Any] = {"by": "customer"}
+    else:
+        sound = _generated(plan.prompt, output.seconds, plan.seed, tools.sound)
+        told = {"by": tools.sound.name, "seed": plan.seed}
+        if isinstance(tools.sound, Ambience):
+            told["scenes"] = scenes_in(plan.prompt)
+    track = folder / "sound.m4a"
+    audio.write_track(sound, track)
+    return track, {"audio": {**told, "rms_db": round(sound.rms_db(), 1)}}
+
+
+def _generated(prompt: str, seconds: float, seed: int, engine: SoundEngine) -> Sound:
+    sound = engine.sound(prompt, seconds=seconds, seed=seed)
+    if isinstance(engine, Ambience):
+        return sound  # already of that length and loudness, faded at both ends
+    return audio.normalise(audio.fit(sound, seconds=seconds))
+
+
+# -- the last steps, the same for all ------------------------------------------------
+
+
+def _deliver(
+    video: Path,
+    track: Path | None,
+    output: OutputPlan,
+    context: Context,
+    tools: Tools,
+    *,
+    stills: StillFiles,
+    notes: Mapping[str, Any],
+    key: str,
+    folder: Path,
+) -> Artifact:
+    # Sound (and the index first), then the manifest over the bytes as they stay.
+    muxed, signed = folder / "muxed.mp4", folder / "signed.mp4"
+    audio.mux(video, track, muxed)
+    told = provenance.sign(
+        muxed,
+        signed,
+        model=output.model,
+        reference=output.reference,
+        generated=output.generated,
+        signer=tools.signer,
+    )
+    facts = verify(signed, output, has_sound=track is not None)
+    return _store(
+        signed,
+        stills,
+        facts,
+        context,
+        key=key,
+        notes={
+            **notes,
+            "watermark": output.watermark,
+            "provenance": told.summary(),
+        },
+    )
+
+
+def verify(
+    video: Path, output: OutputPlan, *, has_sound: bool | None = None
+) -> VideoFacts:
+    """Return the facts of the file; raise EngineFailed when it is not as planned."""
+    facts = probe(video)
+    if _measures(facts) != _ordered(output):
+        raise EngineFailed(
+            f"the file has {_measures(facts)}, ordered was {_ordered(output)}"
+        )
+    if not (facts.is_bt709 and facts.is_limited_range and facts.is_faststart):
+        raise EngineFailed(f"colour tags or index are not as they should be: {facts}")
+    if abs(facts.seconds - output.seconds) > 0.5 / output.fps:
+        raise EngineFailed(f"the file lasts {facts.seconds} s, not {output.seconds}")
+    if has_sound is not None and facts.has_audio != has_sound:
+        raise EngineFailed(f"sound was planned: {has_sound}, found: {facts.has_audio}")
+    if has_sound and abs(facts.audio_seconds - output.seconds) > max(
+        1 / output.fps, 2 * 1024 / audio.RATE
+    ):
+        raise EngineFailed(
+            f"the sound lasts {facts.audio_seconds} s, the picture {output.seconds}"
+        )
+    return facts
+
+
+def _measures(facts: VideoFacts) -> tuple[int, int, int, float]:
+    return facts.width, facts.height, facts.frames, round(facts.fps, 3)
+
+
+def _ordered(output: OutputPlan) -> tuple[int, int, int, float]:
+    return output.width, output.height, output.frames, round(float(output.fps), 3)
+
+
+def _store(
+    video: Path,
+    stills: StillFiles,
+    facts: VideoFacts,
+    context: Context,
+    *,
+    key: str,
+    notes: dict[str, Any],
+) -> Artifact:
+    storage = context.storage
+    beside = (
+        (f"{key}.jpg", stills.poster, "image/jpeg"),
+        (f"{key}.webp", stills.preview, "image/webp"),
+        (f"{key}.last.jpg", stills.last, "image/jpeg"),
+    )
+    with ThreadPoolExecutor(len(beside), thread_name_prefix="store") as pool:
+        pending = [
+            pool.submit(storage.put_file, name, path, content_type=kind)
+            for name, path, kind in beside
+        ]
+        stored = storage.put_file(f"{key}.mp4", video, content_type="video/mp4")
+        poster, preview, last = (put.result().key for put in pending)
+    return Artifact(
+        key=stored.key,
+        size_bytes=stored.size_bytes,
+        sha256=stored.sha256,
+        width=facts.width,
+        height=facts.height,
+        fps=facts.fps,
+        frames=facts.frames,
+        seconds=facts.seconds,
+        has_audio=facts.has_audio,
+        poster_key=poster,
+        preview_key=preview,
+        last_frame_key=last,
+        notes=notes,
+    )

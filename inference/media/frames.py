@@ -47,7 +47,8 @@ def read_frames(path: Path) -> Iterator[Frame]:
     Untagged files count as BT.709 limited range, as players take them from 720p on.
     """
     reformatter = VideoReformatter()
-    with av.open(str(path)) as container:
+    # Named, so that FFmpeg does not guess: a playlist opens other files.
+    with av.open(str(path), "r", format="mp4") as container:
         stream = container.streams.video[0]
         matrix = stream.codec_context.colorspace
         reach = stream.codec_context.color_range
@@ -64,3 +65,9 @@ def read_frames(path: Path) -> Iterator[Frame]:
                 dst_color_range=ColorRange.JPEG,
             )
             yield picture.to_ndarray().astype(np.uint8, copy=False)
+
+
+def read_pictures(path: Path) -> Iterator[av.VideoFrame]:
+    """Yield the pictures of the video at ``path`` as the decoder gives them."""
+    with av.open(str(path), "r", format="mp4") as container:
+        yield from container.decode(container.streams.video[0])

@@ -23,10 +23,8 @@ from PIL import Image
 from inference.errors import ContentBlocked, WeightsMissing
 
 if TYPE_CHECKING:
-    from inference.contracts import Frame
+    from inference.contracts import Frame, SafetyPolicy
 
-#: block: refuse and refund; flag: deliver and mark the job; off: trusted accounts only.
-Policy = Literal["block", "flag", "off"]
 Mode = Literal["classifier", "prompt_only"]
 
 FOLDER = "safety"
@@ -131,8 +129,10 @@ def load(
     return Safety(threshold=threshold)
 
 
-def enforce(verdict: Verdict, policy: Policy) -> dict[str, Any]:
+def enforce(verdict: Verdict, policy: SafetyPolicy) -> dict[str, Any]:
     """Return what the job notes; raise ContentBlocked where the policy says so.
+
+    ``block`` refuses, ``flag`` delivers and notes, ``off`` is for trusted accounts.
 
     Under ``off`` nothing is noted, but what no policy allows is still refused.
     """

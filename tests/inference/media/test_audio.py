@@ -226,6 +226,12 @@ def test_silence_is_not_lifted():
 # -- into the file
 
 
+def _under(video, sound, target):
+    track = target.with_suffix(".m4a")
+    audio.write_track(sound, track)
+    audio.mux(video, track, target)
+
+
 @pytest.mark.parametrize("fps", [8, 16, 24, 30])
 def test_sound_and_picture_agree_to_a_frame(tmp_path, fps):
     frames = fps * 4 + 1
@@ -233,7 +239,7 @@ def test_sound_and_picture_agree_to_a_frame(tmp_path, fps):
     flashes = [round(moment * fps) for moment in moments]
     video = write_video(tmp_path / "v.mp4", frames=frames, fps=fps, flash_at=flashes)
     sound = audio.fit(Sound(clicks(5, at=moments)), seconds=frames / fps)
-    audio.mux(video, sound, tmp_path / "out.mp4")
+    _under(video, sound, tmp_path / "out.mp4")
 
     with av.open(str(tmp_path / "out.mp4")) as box:
         seen = [
@@ -250,7 +256,7 @@ def test_sound_and_picture_agree_to_a_frame(tmp_path, fps):
 
 def test_mux_keeps_every_video_packet_and_puts_the_index_first(tmp_path):
     video = write_video(tmp_path / "v.mp4", frames=40, fps=16)
-    audio.mux(video, audio.fit(Sound(tone(3)), seconds=2.5), tmp_path / "out.mp4")
+    _under(video, audio.fit(Sound(tone(3)), seconds=2.5), tmp_path / "out.mp4")
 
     def packets(path):
         with av.open(str(path)) as box:
@@ -271,8 +277,8 @@ def test_mux_keeps_every_video_packet_and_puts_the_index_first(tmp_path):
 
 def test_replacing_sound_drops_the_old_track(tmp_path):
     video = write_video(tmp_path / "v.mp4", frames=48, fps=16)
-    audio.mux(video, audio.fit(Sound(tone(3, hz=440)), seconds=3), tmp_path / "one.mp4")
-    audio.mux(
+    _under(video, audio.fit(Sound(tone(3, hz=440)), seconds=3), tmp_path / "one.mp4")
+    _under(
         tmp_path / "one.mp4",
         audio.fit(Sound(tone(3, hz=1000)), seconds=3),
         tmp_path / "two.mp4",

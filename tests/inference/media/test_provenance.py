@@ -8,7 +8,7 @@ import pytest
 
 from inference.errors import EngineFailed
 from inference.media import provenance
-from inference.media.audio import Sound, fit, mux
+from inference.media.audio import Sound, fit, mux, write_track
 from tests.inference.media.sounds import tone, write_video
 
 
@@ -20,7 +20,8 @@ def signer(tmp_path_factory):
 @pytest.fixture
 def clip(tmp_path):
     video = write_video(tmp_path / "v.mp4", frames=48)
-    mux(video, fit(Sound(tone(3)), seconds=3), tmp_path / "clip.mp4")
+    write_track(fit(Sound(tone(3)), seconds=3), tmp_path / "sound.m4a")
+    mux(video, tmp_path / "sound.m4a", tmp_path / "clip.mp4")
     return tmp_path / "clip.mp4"
 
 
