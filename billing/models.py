@@ -226,7 +226,11 @@ class CreditGrant(models.Model):
     #: For the index alone. With `remaining` itself in its condition no update would be
     #: heap-only, and each hold would wade through the dead versions of those before.
     is_empty = models.GeneratedField(
-        expression=Q(remaining=0), output_field=models.BooleanField(), db_persist=True
+        expression=models.ExpressionWrapper(
+            Q(remaining=0), output_field=models.BooleanField()
+        ),
+        output_field=models.BooleanField(),
+        db_persist=True,
     )
     created_at = models.DateTimeField(db_default=Now(), editable=False)
 

@@ -277,6 +277,25 @@ def test_the_housekeeper_expires_what_is_due(bob: Customer, alice: Customer) -> 
     assert ledger.check(account_id=bob.id) == []
 
 
+def test_the_worked_example_of_the_readme(bob: Customer) -> None:
+    def standing() -> tuple[float, ...]:
+        return (bob.available, bob.held, *bob.grants().values())
+
+    buy(bob, 100, "pay_1")
+    bob.grant(20, "spring", expires_at=TOMORROW)
+    assert standing() == (120, 0, 100, 20)
+    bob.hold(50, "v1")
+    assert standing() == (70, 50, 70, 0)
+    bob.capture("v1", 40)
+    assert standing() == (80, 0, 80, 0)
+    bob.hold(30, "v2")
+    assert standing() == (50, 30, 50, 0)
+    bob.release("v2")
+    assert standing() == (80, 0, 80, 0)
+    bob.refund("v1", 30)
+    assert standing() == (110, 0, 100, 10)
+
+
 # --- Payments -------------------------------------------------------------------------
 
 
