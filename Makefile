@@ -60,7 +60,7 @@ bench: $(VENV)/.dev
 
 # --- prove ----------------------------------------------------------------------------
 test: $(VENV)/.dev
-	@$(BIN)/pytest -n $(WORKERS) --dist worksteal -q $(ARGS)
+	@$(BIN)/pytest -n $(WORKERS) --dist loadgroup -q $(ARGS)
 
 chaos: $(VENV)/.dev
 	@$(BIN)/pytest -m chaos -v $(ARGS)

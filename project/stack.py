@@ -186,10 +186,11 @@ def _run(home: Path, say: Say, *, on_ready: Callable[[str], None]) -> None:
             wait_for_services(supervisor, services)
             say("starting web and workers")
             supervisor.start(*processes(port=port, flower_port=flower_port, env=env))
-            wait_until_ready(supervisor, f"http://{probe_host()}:{port}/readyz")
-            say(
-                f"flower {settings.FLOWER_HOST}:{flower_port}, user {settings.FLOWER_USER}"
-            )
+            web = f"http://{local(settings.WEB_HOST)}:{port}"
+            flower = f"http://{local(settings.FLOWER_HOST)}:{flower_port}"
+            wait_for(supervisor, "web", lambda: answers(f"{web}/readyz", 200))
+            wait_for(supervisor, "flower", lambda: answers(flower, 401))
+            say(f"flower  {flower}  (user {settings.FLOWER_USER})")
             on_ready(url)
             supervisor.run()
     finally:
@@ -205,11 +206,16 @@ def wait_for_services(
     for service in services:
         if names and service.name not in names:
             continue
-        try:
-            supervisor.wait_for(service.ready, what=service.name, seconds=START_SECONDS)
-        except TimeoutError as error:
-            end = last_lines(supervisor.log_path(service.name))
-            raise RuntimeError(f"{error}:\n{end}") from error
+        wait_for(supervisor, service.name, service.ready)
+
+
+def wait_for(supervisor: Supervisor, name: str, ready: Callable[[], bool]) -> None:
+    """Wait until that process is ready; RuntimeError with its last lines otherwise."""
+    try:
+        supervisor.wait_for(ready, what=name, seconds=START_SECONDS)
+    except TimeoutError as error:
+        end = last_lines(supervisor.log_path(name))
+        raise RuntimeError(f"{error}:\n{end}") from error
 
 
 def migrate(supervisor: Supervisor, env: dict[str, str]) -> None:
@@ -217,22 +223,13 @@ def migrate(supervisor: Supervisor, env: dict[str, str]) -> None:
     supervisor.run_once(Process("migrate", argv, env=env, cwd=ROOT), seconds=600)
 
 
-def probe_host() -> str:
-    """Return an address of this machine where the web process listens."""
-    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(  # noqa: S104  # compared only
-        settings.WEB_HOST, settings.WEB_HOST
-    )
+def local(host: str) -> str:
+    """Return an address of this machine for one that stands for all of them."""
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104
 
 
-def wait_until_ready(supervisor: Supervisor, url: str) -> None:
-    def ready() -> bool:
-        try:
-            return httpx.get(url, timeout=5).status_code == 200
-        except httpx.TransportError:
-            return False
-
+def answers(url: str, status: int) -> bool:
     try:
-        supervisor.wait_for(ready, what="web", seconds=START_SECONDS)
-    except TimeoutError as error:
-        end = last_lines(supervisor.log_path("web"))
-        raise RuntimeError(f"{error}:\n{end}") from error
+        return httpx.get(url, timeout=5, trust_env=False).status_code == status
+    except httpx.TransportError:
+        return False

@@ -15,13 +15,16 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Final
 
 MARK: Final = "ZOETROPE_PROCESS"  # in the environment of all a process ever starts
 KILL_SECONDS: Final = 5.0
+# After a kill -9 everything has had its signal at once, Redis too, and workers may wait
+# for it in vain: they get no time to finish long work. Their jobs' leases run out.
+EMERGENCY_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,10 @@ def stop_in_order(
             seconds = time.monotonic() - started
             for group in list(left):
                 alive = leader_alive(group)
-                if alive and seconds > group.stop_seconds:
-                    tell(group.name, f"did not stop in {group.stop_seconds:.0f} s")
                 if not alive or seconds > group.stop_seconds:
                     kill_rest(group, between=between)
-                    tell(group.name, f"stopped after {seconds:.1f} s")
+                    how = "killed" if alive else "stopped"
+                    tell(group.name, f"{how} after {seconds:.1f} s")
                     left.remove(group)
             if left:
                 time.sleep(0.02)
@@ -138,7 +140,8 @@ def main() -> None:
         if line == "bye\n":
             return
         group = Group(**json.loads(line))
-        groups[group.name] = group
+        seconds = min(group.stop_seconds, EMERGENCY_SECONDS)
+        groups[group.name] = replace(group, stop_seconds=seconds)
     stop_in_order(groups.values())
 
 

@@ -146,7 +146,7 @@ def start(home: Path, **extra: str) -> LiveStack:
     log = home / "up.log"
     with log.open("w") as out:
         process = subprocess.Popen(
-            [sys.executable, str(ROOT / "manage.py"), "up"],
+            [sys.executable, str(ROOT / "manage.py"), "up", "--stop-with-parent"],
             env=env,
             stdout=out,
             stderr=subprocess.STDOUT,
@@ -204,5 +204,3 @@ class PhotoServer:
     def stop(self) -> None:
         self._server.shutdown()
         self._server.server_close()
-
-

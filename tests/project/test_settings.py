@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import stat
 import subprocess
 import sys
@@ -106,7 +107,7 @@ def test_ports_are_kept_while_free_and_replaced_when_taken(tmp_path):
     port = ports.take("redis")
     ports.save()
     assert embedded.Ports(tmp_path).take("redis") == port
-    with embedded.socket.socket() as other:
+    with socket.socket() as other:
         other.bind(("127.0.0.1", port))
         other.listen()
         assert embedded.Ports(tmp_path).take("redis") != port
