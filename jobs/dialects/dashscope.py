@@ -421,16 +421,21 @@ def show_task(view: JobView, wire: WireRequest) -> WireResponse:
     return WireResponse(200, body)
 
 
-def _output(view: JobView) -> dict[str, Any]:
-    output: dict[str, Any] = {
+def _state(view: JobView) -> dict[str, Any]:
+    state = {
         "task_id": view.id,
         "task_status": STATUSES[view.status],
         "submit_time": stamp(view.created_at),
     }
     if view.started_at is not None:
-        output["scheduled_time"] = stamp(view.started_at)
+        state["scheduled_time"] = stamp(view.started_at)
     if view.finished_at is not None:
-        output["end_time"] = stamp(view.finished_at)
+        state["end_time"] = stamp(view.finished_at)
+    return state
+
+
+def _output(view: JobView) -> dict[str, Any]:
+    output = _state(view)
     if view.status == "succeeded":
         request = view.request
         output["orig_prompt"] = request.echo.get("prompt", request.prompt)
@@ -461,7 +466,6 @@ def usage(view: JobView) -> dict[str, Any]:
 
 def show_list(page: JobsPage, wire: WireRequest) -> WireResponse:
     total = page.total or 0
-    listed = [_listed(view) for view in page.jobs]
     return WireResponse(
         200,
         {
@@ -470,9 +474,9 @@ def show_list(page: JobsPage, wire: WireRequest) -> WireResponse:
             "total_page": math.ceil(total / page.limit) if page.limit else 0,
             "page_no": page.page,
             "page_size": page.limit,
-            "data": listed,
-            # dashscope.v2 reads this key.
-            "tasks": listed,
+            "data": [_listed(view) for view in page.jobs],
+            # dashscope.v2 reads this key, and its times as a task has them.
+            "tasks": [_state(view) for view in page.jobs],
         },
     )
 

@@ -289,14 +289,17 @@ def test_their_sdk_reads_every_state(status: str) -> None:
 
 
 def test_their_sdk_reads_the_list() -> None:
-    view = pairs.view_of({"id": "t", "status": "failed"})
+    finished = {"started_at": pairs.MOMENT, "finished_at": pairs.MOMENT}
+    view = pairs.view_of({"id": "t", "status": "failed", **finished})
     page = JobsPage([view], total=21, page=2, limit=10)
     body = show_list(page, WireRequest("GET", "/")).body
     assert (body["total"], body["total_page"]) == (21, 3)
-    assert body["data"] == body["tasks"]
     listed = JobList.from_payload(body)
     assert [task.task_id for task in listed.tasks] == ["t"]
     assert listed.tasks[0].status == "FAILED"
+    # The documented entries count milliseconds, the newer SDK's are times as text.
+    assert body["data"][0]["end_time"] == 1772547731000
+    assert listed.tasks[0].finished_at == "2026-03-03 22:22:11.000"
 
 
 def listed(**query: str) -> ListJobs:
