@@ -78,7 +78,8 @@ def _own(
     max_bytes: int,
     deadline: float,
 ) -> int:
-    timeout = httpx.Timeout(STALL_SECONDS, connect=CONNECT_SECONDS)
+    left = max(1.0, deadline - time.monotonic())
+    timeout = httpx.Timeout(min(STALL_SECONDS, left), connect=CONNECT_SECONDS)
     headers = {"Accept": "*/*", "Accept-Encoding": "identity", **headers}
     try:
         with http.stream("GET", url, headers=headers, timeout=timeout) as response:

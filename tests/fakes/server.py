@@ -95,7 +95,7 @@ class Server:
     def __init__(self, handle: Handle, *, port: int = 0) -> None:
         self._http = _Threaded(("127.0.0.1", port), _handler(handle))
         self._thread = threading.Thread(
-            target=self._http.serve_forever, args=(0.05,), name="fake", daemon=True
+            target=self._http.serve_forever, args=(0.02,), name="fake", daemon=True
         )
 
     @property
@@ -187,9 +187,10 @@ def _handler(handle: Handle) -> type[BaseHTTPRequestHandler]:
             if self.command == "HEAD":
                 return
             self.wfile.write(body)
+            self.wfile.flush()
             for chunk in reply.stream or ():
                 self.wfile.write(chunk)
-            self.wfile.flush()
+                self.wfile.flush()
 
         def log_message(self, *args: Any) -> None:
             """Stay quiet; the service keeps its own list of calls."""
