@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from inference.catalogue import MODELS
+from inference.catalogue import MODELS, PublicModel
 from inference.contracts import OutputPlan, RenderRequest
 from inference.engines.wan.profiles import Profile, profile_for
 from inference.engines.wan.residency import GB, Fit, fit
@@ -52,12 +52,16 @@ class Card:
 
 def report(context: Context, *, card: Card | None = None) -> list[Ready]:
     """Return one line per public model that has a Wan route of its own."""
+    card = card or this_card()
     found = []
-    for name in MODELS:
+    for name, model in MODELS.items():
         profile = profile_for(name)
         if profile is not None:
-            reason = _why_not(profile, context, card or this_card())
-            detail = reason or _how(profile, card or this_card())
+            reason = _why_not(profile, context, card)
+            calculated = fits(model, profile, card)
+            if reason is None and not calculated.fits:
+                reason = f"{card.name}: {calculated.reason}"
+            detail = reason or _how(calculated, card)
             found.append(Ready(name, profile.name, reason is None, detail))
     return found
 
@@ -74,11 +78,10 @@ def this_card() -> Card:
     return Card(name, torch.cuda.mem_get_info()[1], is_gpu=True)
 
 
-def fits(profile: Profile, card: Card) -> Fit:
-    """Return how the profile's default clip lives on ``card``, calculated."""
-    area, _checkpoint = profile.checkpoints[0]
-    size = fit_area(16 / 9, area=area, multiple=profile.multiple)
-    frames = min(81 if profile.fps == 16 else 121, profile.frames_max)
+def fits(model: PublicModel, profile: Profile, card: Card) -> Fit:
+    """Return how a model's default clip lives on ``card``, calculated."""
+    size = model.size_for(16 / 9, model.tier_default)
+    frames = vae_frames(model.frames_default)
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return fit(
         profile.part_bytes(),
@@ -104,12 +107,10 @@ def _why_not(profile: Profile, context: Context, card: Card) -> str | None:
         folder = sources.folder(checkpoint) or sources.root / checkpoint.name
         missing = first_missing(folder)
         return f"{missing} is missing (source: {source})"
-    found = fits(profile, card)
-    return None if found.fits else f"{card.name}: {found.reason}"
+    return None
 
 
-def _how(profile: Profile, card: Card) -> str:
-    found = fits(profile, card)
+def _how(found: Fit, card: Card) -> str:
     moved = f", {found.moved_bytes / GB:.1f} GB moved per job" * bool(found.moved_bytes)
     return f"{card.name}, calculated peak {found.peak_bytes / GB:.1f} GB{moved}"
 

@@ -18,6 +18,7 @@ Tier = Literal["device", "pinned", "disk"]
 GB = 10**9
 #: CUDA context, allocator slack and the encoder's share; a guess of ours, not measured.
 RESERVE_BYTES = 2 * GB
+_NEVER = 10**6
 
 
 class TooSmall(Exception):
@@ -84,15 +85,12 @@ class Residency:
         for part in parts:
             self._parts[part.name] = self._families[part.family] = self._clock
         names = {part.name for part in parts}
-        others = [part for part in self._device.values() if part.name not in names]
-        moves: list[Move] = []
-        wait = {name: place for place, name in reversed(list(enumerate(later, 1)))}
-        for part in sorted(
-            others, key=lambda p: (-wait.get(p.name, 10**6), self._age(p))
-        ):
-            if needed + _size(self._kept(names)) <= self.device_bytes:
-                break
-            moves += self._leave(part)
+        room = self.device_bytes - needed
+        moves = [
+            move
+            for part in self._victims(names, later=later, room=room)
+            for move in self._leave(part)
+        ]
         for part in parts:
             if part.name not in self._device:
                 origin = self.tier(part.name)
@@ -105,8 +103,22 @@ class Residency:
         self._device.pop(name, None)
         self._pinned.pop(name, None)
 
-    def _kept(self, wanted: set[str]) -> list[Part]:
-        return [part for part in self._device.values() if part.name not in wanted]
+    def _victims(
+        self, wanted: set[str], *, later: Sequence[str], room: int
+    ) -> list[Part]:
+        """Return who must leave so that the others take at most ``room``."""
+        staying = [part for part in self._device.values() if part.name not in wanted]
+        wait = {name: place for place, name in reversed(list(enumerate(later, 1)))}
+        staying.sort(key=lambda p: (-wait.get(p.name, _NEVER), self._age(p)))
+        leaving = []
+        while _size(staying) > room:
+            leaving.append(staying.pop(0))
+        # A large part that left last may have made the first ones' leaving needless.
+        spared: list[Part] = []
+        for part in leaving:
+            if _size([*staying, *spared, part]) <= room:
+                spared.append(part)
+        return [part for part in leaving if part not in spared]
 
     def _age(self, part: Part) -> tuple[int, int]:
         return self._families[part.family], self._parts[part.name]

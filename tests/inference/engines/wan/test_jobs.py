@@ -420,7 +420,9 @@ def test_remembered_embeddings_take_only_the_prompts_own_length() -> None:
     cache.put("t5", "one", embeds)
     (kept,) = cache._kept.values()
     assert kept.shape == (1, 9, 4)
-    assert torch.equal(cache.get("t5", "one"), embeds)
+    found = cache.get("t5", "one")
+    assert found is not None
+    assert torch.equal(found, embeds)
 
 
 # Starting

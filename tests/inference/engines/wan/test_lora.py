@@ -41,7 +41,7 @@ def matrices(seed: int, prefix: str = "transformer.") -> dict[str, torch.Tensor]
     def some(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=numbers)
 
-    state = {}
+    state: dict[str, torch.Tensor] = {}
     for block in range(2):
         for name in ("attn1.to_q", "attn1.to_out.0", "attn2.to_v"):
             key = f"{prefix}blocks.{block}.{name}.lora_"
@@ -87,7 +87,7 @@ def with_loras(make_engine: MakeEngine, shelf: Path) -> Callable[..., WanEngine]
 
 def weights_of(engine: WanEngine) -> dict[str, torch.Tensor]:
     (model,) = engine._models.values()
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for name in engine.profile.experts:
         state = getattr(model.pipe, name).state_dict()
         found |= {f"{name}.{key}": value.clone() for key, value in state.items()}
@@ -411,7 +411,7 @@ def test_a_bad_file_is_the_customers_fault_and_touches_nothing(
     write(shelf / "bad.safetensors")
     digest = lora_files.file_sha256(shelf / "bad.safetensors")
     engine = shared.setdefault("2.1", make_engine("2.1"))
-    engine._files._aliases = {"bad": Alias("bad.safetensors", digest)}  # type: ignore[misc]  # a table of this test
+    engine._files._aliases = {"bad": Alias("bad.safetensors", digest)}
     object.__setattr__(engine._context, "storage", DirectoryStorage(shelf))
     before = weights_of(engine)
     with pytest.raises(InputRejected) as rejected:
@@ -542,11 +542,13 @@ def test_without_sources_nothing_outside_is_known() -> None:
 def test_the_folder_keeps_the_files_used_last(tmp_path: Path) -> None:
     import os
 
-    addresses = {}
-    for seed in (1, 2, 3):
-        file = saved(tmp_path / f"{seed}.safetensors", matrices(seed))
-        addresses[f"https://hub.example/{seed}.safetensors"] = file.path
-    size = file.path.stat().st_size
+    addresses = {
+        f"https://hub.example/{seed}.safetensors": saved(
+            tmp_path / f"{seed}.safetensors", matrices(seed)
+        ).path
+        for seed in (1, 2, 3)
+    }
+    size = (tmp_path / "1.safetensors").stat().st_size
     egress = FakeEgress(addresses)
     known = files(
         tmp_path, egress=egress, lora_sources=["hub.example"],
