@@ -52,7 +52,9 @@ def quote(request: JobRequest, *, credential: Credential) -> Quote:
     request = effects.expand(request, plan=credential.plan)
     model = MODELS[request.model]
     _check_plan(request, model, credential)
-    routing.choose(model, mode=credential.mode, plan=credential.plan.code)
+    routing.choose(
+        model, mode=credential.mode, plan=credential.plan.code, request=request
+    )
     return _price(request)
 
 
@@ -61,7 +63,7 @@ def submit(
     *,
     credential: Credential,
     dialect: str,
-    public_id: str,
+    public_id: str | None = None,
     is_client_retry: bool = False,
     source: Job | None = None,
 ) -> Job:
@@ -69,7 +71,7 @@ def submit(
 
     ``is_client_retry`` says the client library itself repeats a call whose answer it
     never got: an identical job of the same key, accepted within ten minutes, is then
-    returned in place of a second paid one.
+    returned in place of a second paid one. Without a ``public_id`` the job's own id is it.
 
     Raises the ApiErrors of its checks, and commits nothing when it does.
     """
@@ -77,17 +79,22 @@ def submit(
     request = effects.expand(request, plan=credential.plan)
     model = MODELS[request.model]
     _check_plan(request, model, credential)
-    choice = routing.choose(model, mode=credential.mode, plan=credential.plan.code)
+    choice = routing.choose(
+        model, mode=credential.mode, plan=credential.plan.code, request=request
+    )
     priced = _price(request)
     if request.seed is None:
-        request = request.replace(seed=secrets.randbelow(SEED_MAX + 1))
+        request = request.replace(
+            seed=secrets.randbelow(SEED_MAX + 1), seed_is_drawn=True
+        )
+    job_id = uuid4()
     job = Job(
-        id=uuid4(),
+        id=job_id,
         account_id=credential.account_id,
         mode=credential.mode,
         api_key_id=credential.key_id,
         dialect=dialect,
-        public_id=public_id,
+        public_id=public_id or str(job_id),
         source=source,
         model=request.model,
         request=request.stored(),

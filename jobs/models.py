@@ -13,6 +13,7 @@ from django.db import models
 from django.db.models import F, Q
 from django.db.models.functions import Now
 
+from billing import secrets
 from jobs import states
 
 STATUS_CHOICES = [(status.value, status.value) for status in states.Status]
@@ -83,10 +84,19 @@ class Job(models.Model):
     cancel_requested_at = models.DateTimeField(null=True)
     cancel_reason = models.CharField(max_length=200, blank=True)
 
-    #: A provider's account and id of this job there, and when to ask next.
-    provider_account_id = models.BigIntegerField(null=True)
+    #: The account at a provider this attempt goes to, stored before anything is sent:
+    #: our token for it, when it was sent, and the provider's id once known.
+    provider_account = models.ForeignKey(
+        "ProviderAccount",
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="jobs",
+    )
+    submit_token = models.CharField(max_length=64, blank=True)
+    submit_sent_at = models.DateTimeField(null=True)
     provider_job_id = models.CharField(max_length=256, blank=True)
-    submitted_at = models.DateTimeField(null=True)
+    #: When the poller looks at it again, and how often it found nothing.
     next_poll_at = models.DateTimeField(null=True)
     poll_failures = models.PositiveIntegerField(default=0)
 
@@ -321,6 +331,97 @@ class Route(models.Model):
 
     def __str__(self) -> str:
         return f"{self.model} by {self.name}"
+
+
+class ProviderAccount(models.Model):
+    """One account at an outside provider: its keys, its limits and how it is doing."""
+
+    provider = models.CharField(max_length=48)
+    name = models.CharField(max_length=64)
+    base_url = models.CharField(max_length=300)
+    #: JSON of the credentials, encrypted; written in the admin, never shown.
+    credentials = secrets.EncryptedField(blank=True)
+    settings = models.JSONField(default=dict, blank=True)
+    is_enabled = models.BooleanField(default=True)
+    weight = models.PositiveSmallIntegerField(default=100)
+    #: Lower than the adapter's own figures where set.
+    concurrent_jobs = models.PositiveIntegerField(null=True, blank=True)
+    submits_per_second = models.FloatField(null=True, blank=True)
+    statuses_per_second = models.FloatField(null=True, blank=True)
+
+    #: Breaker: failures in a row; while open, one probe each time it ends.
+    failures_in_row = models.PositiveIntegerField(default=0)
+    open_until = models.DateTimeField(null=True, blank=True)
+    #: It asked for a pause (429, Retry-After).
+    rest_until = models.DateTimeField(null=True, blank=True)
+    next_submit_at = models.DateTimeField(null=True, blank=True)
+    #: Out of credit or refused our key: used again when an operator clears this.
+    out_of_order_at = models.DateTimeField(null=True, blank=True)
+    last_ok_at = models.DateTimeField(null=True, blank=True)
+    last_error = models.CharField(max_length=500, blank=True)
+    #: How often each of its jobs is asked about at present.
+    poll_interval_seconds = models.FloatField(null=True, blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["provider", "name"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["provider", "name"], name="one_account_per_provider_and_name"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.provider}: {self.name}"
+
+
+class ProviderErrand(models.Model):
+    """Something to tell a provider after a job has ended: stop it, or delete its copy."""
+
+    class Kind(models.TextChoices):
+        CANCEL = "cancel"
+        DELETE = "delete"
+
+    account = models.ForeignKey(ProviderAccount, on_delete=models.CASCADE)
+    job = models.ForeignKey(Job, on_delete=models.CASCADE, related_name="errands")
+    provider_job_id = models.CharField(max_length=256)
+    kind = models.CharField(max_length=6, choices=Kind)
+    due_at = models.DateTimeField(db_default=Now())
+    tries = models.PositiveSmallIntegerField(default=0)
+
+    class Meta:
+        indexes: ClassVar = [models.Index(fields=["due_at"], name="errand_due")]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.provider_job_id}"
+
+
+class Incident(models.Model):
+    """Something a person must look at. One is open per kind and subject."""
+
+    kind = models.CharField(max_length=48)
+    #: What it is about: a job, an account, a queue.
+    subject = models.CharField(max_length=128)
+    text = models.TextField()
+    detail = models.JSONField(default=dict)
+    opened_at = models.DateTimeField(db_default=Now())
+    seen_at = models.DateTimeField(db_default=Now())
+    resolved_at = models.DateTimeField(null=True, blank=True)
+    resolved_by = models.CharField(max_length=150, blank=True)
+    #: When the operator's webhook took it.
+    told_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["-opened_at"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["kind", "subject"],
+                condition=Q(resolved_at__isnull=True),
+                name="one_open_incident_per_kind_and_subject",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.subject}"
 
 
 class ModelAlias(models.Model):

@@ -123,6 +123,7 @@ class JobRequest:
     prompt: str = ""
     negative_prompt: str = ""
     seed: int | None = None
+    seed_is_drawn: bool = False
     steps: int | None = None
     guidance_scale: float | None = None
     guidance_scale_2: float | None = None

@@ -17,8 +17,12 @@ from typing import Any
 from django.db.models.functions import Now
 
 from inference.catalogue import ALIASES, MODELS, PublicModel
-from jobs.errors import ModelUnavailable
+from inference.errors import Unsupported
+from inference.registry import PROVIDERS
+from jobs import outside
+from jobs.errors import InvalidRequest, ModelUnavailable
 from jobs.models import ModelAlias, Route, Worker
+from jobs.requests import JobRequest
 from jobs.states import Step
 
 #: Queues whose workers run wherever the platform runs.
@@ -93,19 +97,30 @@ def is_available(model: PublicModel, *, mode: str, plan: str) -> bool:
 
 
 def choose(
-    model: PublicModel, *, mode: str, plan: str, without: Sequence[str] = ()
+    model: PublicModel,
+    *,
+    mode: str,
+    plan: str,
+    request: JobRequest,
+    without: Sequence[str] = (),
 ) -> Choice:
     """Return the route for a new job, or the next one after those in ``without``.
 
-    Raises ModelUnavailable when no enabled route can make it now.
+    Chosen by what a route can do, health, rank (the operator's order, cheapest first
+    among equals by weight). Raises ModelUnavailable when no enabled route can make it
+    now, and InvalidRequest when those there are cannot do what was asked.
     """
     usable, reasons = _usable(model, mode=mode, plan=plan)
     usable = [route for route in usable if route.name not in without]
     reasons += [f"{name}: given up before" for name in without]
+    usable = _capable(usable, request, reasons)
     if not usable:
         raise ModelUnavailable(model.name)
-    best = min(route.rank for route in usable)
-    ranked = [route for route in usable if route.rank == best]
+    healthy = [route for route in usable if _is_healthy(route)]
+    reasons += [f"{r.name}: not healthy now" for r in usable if r not in healthy]
+    usable = healthy or usable
+    best = min((route.rank, route.cost_microdollars) for route in usable)
+    ranked = [r for r in usable if (r.rank, r.cost_microdollars) == best]
     # Load is spread among equals by weight; nothing secret hangs on the choice.
     chosen = random.choices(ranked, [max(r.weight, 1) for r in ranked])[0]  # noqa: S311
     reasons.append(f"{chosen.name}: chosen, rank {chosen.rank}, weight {chosen.weight}")
@@ -133,8 +148,31 @@ def _usable(
     return usable, reasons
 
 
+def _capable(
+    routes: list[Route], request: JobRequest, reasons: list[str]
+) -> list[Route]:
+    """Return the routes that can do all that was asked; raise when none of several can."""
+    found: list[Route] = []
+    refused: Unsupported | None = None
+    for route in routes:
+        try:
+            if route.kind == Route.Kind.PROVIDER:
+                outside.check(request, provider=route.runner, wire_model=route.profile)
+            found.append(route)
+        except Unsupported as error:
+            refused = error
+            reasons.append(f"{route.name}: {error}")
+    if refused is not None and not found:
+        raise InvalidRequest(refused.field, refused.public, code=refused.code)
+    return found
+
+
+def _is_healthy(route: Route) -> bool:
+    return route.kind == Route.Kind.ENGINE or outside.is_healthy(route.runner)
+
+
 def _has_account(provider: str) -> bool:
-    return False
+    return provider in PROVIDERS and bool(outside.usable_accounts(provider))
 
 
 def _stored(route: Route) -> dict[str, Any]:

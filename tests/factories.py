@@ -54,11 +54,8 @@ def make_job(
     account: Account, *, mode: str = "live", model: str = "motion", **options: Any
 ) -> Job:
     """Return an accepted job of the account, its price held."""
-    import uuid
-
     return intake.submit(
         make_request(model, **options),
         credential=credential(account, mode),
         dialect="native",
-        public_id=str(uuid.uuid4()),
     )

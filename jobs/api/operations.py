@@ -130,7 +130,7 @@ def _submit(call: Call, request: JobRequest, *, source: Job | None = None) -> Jo
         request,
         credential=call.require_credential(),
         dialect=call.dialect.name,
-        public_id=call.dialect.new_id(),
+        public_id=call.dialect.new_id and call.dialect.new_id(),
         is_client_retry=call.is_client_retry,
         source=source,
     )

@@ -384,7 +384,8 @@ class Dialect:
     routes: tuple[Route, ...]
     error: Callable[[ApiError, WireRequest], WireResponse]
     url_seconds: int = 3600
-    new_id: Callable[[], str] = lambda: str(uuid.uuid4())
+    #: makes an id of this API's form; None: the job's own id is shown
+    new_id: Callable[[], str] | None = lambda: str(uuid.uuid4())
     key_of: Callable[[Mapping[str, str]], str | None] = _bearer
     show_rate: bool = False
     visible: Literal["own", "all"] = "own"

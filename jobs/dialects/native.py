@@ -634,6 +634,7 @@ DIALECT = Dialect(
     routes=ROUTES,
     error=error,
     url_seconds=3600,
+    new_id=None,
     show_rate=True,
     visible="all",
 )

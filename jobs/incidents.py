@@ -1,0 +1,35 @@
+"""Incidents: what needs a person. Opening one twice is the same as opening it once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from django.db import connection
+from django.db.models.functions import Now
+
+from jobs.models import Incident
+
+
+def report(
+    kind: str, subject: str, text: str, *, detail: Mapping[str, Any] | None = None
+) -> None:
+    """Open an incident, or note that the open one is still so."""
+    import json
+
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO jobs_incident"
+            " (kind, subject, text, detail, opened_at, seen_at, resolved_by)"
+            " VALUES (%s, %s, %s, %s, now(), now(), '')"
+            " ON CONFLICT (kind, subject) WHERE resolved_at IS NULL"
+            " DO UPDATE SET seen_at = now(), text = EXCLUDED.text",
+            [kind, subject, text, json.dumps(dict(detail or {}))],
+        )
+
+
+def resolve(kind: str, subject: str, *, by: str = "") -> None:
+    """Close the open incident, if there is one: what it was about is over."""
+    Incident.objects.filter(
+        kind=kind, subject=subject, resolved_at__isnull=True
+    ).update(resolved_at=Now(), resolved_by=by)

@@ -1,0 +1,298 @@
+"""Faults that must not lose a job, charge one twice or charge for nothing.
+
+Real processes, real kills. After each: every job has ended, the books add up, and a job
+is charged if and only if exactly one readable video of it exists.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import av
+import httpx
+import pytest
+
+from tests.factories import png
+from tests.stack import LiveStack, wait_until
+
+PICTURE = base64.b64encode(png(160, 120)).decode()
+QUICK = {"image": PICTURE, "resolution": "480p", "seconds": 1, "fps": 8}
+LONG = {"image": PICTURE, "resolution": "480p", "seconds": 15, "fps": 30}
+
+
+@pytest.fixture(autouse=True)
+def everything_adds_up(live_stack: LiveStack) -> Iterator[None]:
+    yield
+    wait_until(
+        lambda: (
+            not live_stack.sql(
+                "SELECT 1 FROM jobs_job WHERE status IN ('queued', 'running')"
+            )
+        ),
+        seconds=120,
+        what="every job to end",
+    )
+    live_stack.check_ledger()
+    open_holds = live_stack.sql("SELECT * FROM billing_hold WHERE state = 'open'")
+    assert open_holds == []
+    wrong = live_stack.sql(
+        "SELECT id, status, charged_millicredits, output FROM jobs_job"
+        " WHERE (status = 'succeeded') <> (output <> '{}')"
+        " OR (status = 'succeeded') <> (charged_millicredits > 0)"
+    )
+    assert wrong == []
+
+
+def create(client: httpx.Client, **options: object) -> str:
+    response = client.post("/v1/jobs", json={**QUICK, **options})
+    assert response.status_code == 202, response.text
+    return str(response.json()["id"])
+
+
+def frames_of(video: bytes) -> int:
+    with av.open(io.BytesIO(video)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+def download(job: dict) -> bytes:
+    response = httpx.get(job["video"]["url"], trust_env=False)
+    assert response.status_code == 200
+    return response.content
+
+
+def test_a_job_survives_the_kill_of_its_worker(live_stack: LiveStack) -> None:
+    with live_stack.client(live_stack.key()) as client:
+        job = create(client, **LONG)
+        wait_until(
+            lambda: client.get(f"/v1/jobs/{job}").json()["status"] == "running",
+            seconds=30,
+            what="the job to run",
+        )
+        killed = live_stack.kill("worker-cpu")
+        live_stack.wait_restarted("worker-cpu", killed)
+        ended = live_stack.wait_for_job(client, job, seconds=150)
+        assert ended["status"] == "succeeded", ended["error"]
+        assert frames_of(download(ended)) == 450
+    outcomes = live_stack.sql(
+        "SELECT outcome FROM jobs_attempt WHERE job_id = %s AND step = 'generate'"
+        " ORDER BY fence",
+        job,
+    )
+    assert outcomes == [("lost",), ("ok",)]
+
+
+def test_a_frozen_worker_that_wakes_up_changes_nothing(live_stack: LiveStack) -> None:
+    with live_stack.client(live_stack.key()) as client:
+        job = create(client, **LONG)
+        wait_until(
+            lambda: client.get(f"/v1/jobs/{job}").json()["status"] == "running",
+            seconds=30,
+            what="the job to run",
+        )
+        frozen = live_stack.pid("worker-cpu")
+        live_stack.kill("worker-cpu", signal.SIGSTOP)
+        try:
+            wait_until(
+                lambda: live_stack.sql(
+                    "SELECT 1 FROM jobs_attempt WHERE job_id = %s AND outcome = 'lost'",
+                    job,
+                ),
+                seconds=30,
+                what="the lease to be taken away",
+            )
+            client.post(f"/v1/jobs/{job}/cancel").raise_for_status()
+        finally:
+            live_stack.kill("worker-cpu", signal.SIGCONT)
+        ended = live_stack.wait_for_job(client, job)
+        assert ended["status"] == "canceled"
+        assert ended["credits"]["charged"] == 0
+        # The one that woke up goes on working for others.
+        after = create(client)
+        assert live_stack.wait_for_job(client, after)["status"] == "succeeded"
+    assert live_stack.pid("worker-cpu") == frozen
+
+
+def test_an_empty_broker_loses_no_queued_job(live_stack: LiveStack) -> None:
+    with live_stack.client(live_stack.key()) as client:
+        with ThreadPoolExecutor(8) as pool:
+            jobs = list(pool.map(lambda n: create(client, seed=n), range(100)))
+        killed = live_stack.kill("redis")
+        for file in (live_stack.home / "redis").rglob("*"):
+            if file.suffix in {".aof", ".rdb", ".manifest"}:
+                file.unlink(missing_ok=True)
+        live_stack.wait_restarted("redis", killed)
+        for job in jobs:
+            ended = live_stack.wait_for_job(client, job, seconds=150)
+            assert ended["status"] == "succeeded", ended
+    captures = live_stack.sql(
+        "SELECT count(*), count(DISTINCT id) FROM jobs_job"
+        " WHERE id = ANY(%s::uuid[]) AND charged_millicredits > 0",
+        jobs,
+    )
+    assert captures == [(100, 100)]
+
+
+def test_a_job_whose_bell_was_never_rung_starts_within_3_s(
+    live_stack: LiveStack,
+) -> None:
+    key = live_stack.key()
+    with live_stack.client(key) as client:
+        job = create(client)
+        live_stack.wait_for_job(client, job)
+        # The web process dies between commit and bell: to the rest of the world, a row
+        # that nobody rang for.
+        (copied,) = live_stack.sql(
+            "INSERT INTO jobs_job SELECT (jsonb_populate_record(j, jsonb_build_object("
+            " 'id', gen_random_uuid(), 'public_id', gen_random_uuid(),"
+            " 'status', 'queued', 'step', 'generate', 'queue', 'cpu',"
+            " 'quoted_millicredits', 0, 'charged_millicredits', 0, 'output', '{}',"
+            " 'started_at', NULL, 'finished_at', NULL, 'end_by', NULL,"
+            " 'ready_at', now(), 'created_at', now()))).*"
+            " FROM jobs_job j WHERE id = %s RETURNING id",
+            job,
+        )
+        started = wait_until(
+            lambda: live_stack.sql(
+                "SELECT extract(epoch FROM started_at - created_at)"
+                " FROM jobs_job WHERE id = %s AND started_at IS NOT NULL",
+                copied[0],
+            ),
+            seconds=10,
+            what="the job to start",
+            every=0.05,
+        )
+        assert started[0][0] < 3.0
+        live_stack.sql("DELETE FROM jobs_attempt WHERE job_id = %s", copied[0])
+        live_stack.wait_for_job(client, str(copied[0]))
+    live_stack.sql("DELETE FROM jobs_attempt WHERE job_id = %s", copied[0])
+    live_stack.sql("DELETE FROM jobs_jobnote WHERE job_id = %s", copied[0])
+    live_stack.sql("DELETE FROM jobs_job WHERE id = %s", copied[0])
+
+
+def test_50_posts_with_one_idempotency_key_make_one_job(
+    live_stack: LiveStack,
+) -> None:
+    with live_stack.client(live_stack.key()) as client:
+        gate = threading.Barrier(50)
+
+        def post(_: int) -> httpx.Response:
+            gate.wait()
+            return client.post(
+                "/v1/jobs", json=QUICK, headers={"Idempotency-Key": "one"}
+            )
+
+        with ThreadPoolExecutor(50) as pool:
+            answers = list(pool.map(post, range(50)))
+        assert {a.status_code for a in answers} <= {202, 409}
+        accepted = {a.json()["id"] for a in answers if a.status_code == 202}
+        assert len(accepted) == 1
+        listed = client.get("/v1/jobs").json()["data"]
+        assert [job["id"] for job in listed] == list(accepted)
+        movements = client.get("/v1/ledger").json()["data"]
+        assert sum(m["kind"] == "hold" for m in movements) == 1
+
+
+def test_money_for_one_job_buys_one_of_100(live_stack: LiveStack) -> None:
+    with live_stack.client(live_stack.key(credits=1)) as client:
+        gate = threading.Barrier(100)
+
+        def post(_: int) -> int:
+            gate.wait()
+            return client.post("/v1/jobs", json=QUICK).status_code
+
+        with ThreadPoolExecutor(100) as pool:
+            answers = sorted(pool.map(post, range(100)))
+        assert answers == [202] + [402] * 99
+
+
+def test_a_drained_worker_gives_its_job_back_at_once(live_stack: LiveStack) -> None:
+    with live_stack.client(live_stack.key()) as client:
+        job = create(client, **LONG)
+        wait_until(
+            lambda: client.get(f"/v1/jobs/{job}").json()["progress"] > 0,
+            seconds=30,
+            what="the job to show progress",
+        )
+        stopped = live_stack.kill("worker-cpu", signal.SIGTERM)
+        began = time.monotonic()
+        wait_until(
+            lambda: live_stack.sql(
+                "SELECT 1 FROM jobs_attempt WHERE job_id = %s AND outcome = 'released'",
+                job,
+            ),
+            seconds=30,
+            what="the job to be given back",
+        )
+        assert time.monotonic() - began < 10
+        live_stack.wait_restarted("worker-cpu", stopped)
+        client.post(f"/v1/jobs/{job}/cancel").raise_for_status()
+        assert live_stack.wait_for_job(client, job)["status"] == "canceled"
+    tries = live_stack.sql("SELECT step_tries FROM jobs_job WHERE id = %s", job)
+    assert tries == [(0,)]
+
+
+def test_a_running_job_stops_when_canceled(live_stack: LiveStack) -> None:
+    with live_stack.client(live_stack.key()) as client:
+        job = create(client, **LONG)
+        wait_until(
+            lambda: client.get(f"/v1/jobs/{job}").json()["progress"] > 0,
+            seconds=30,
+            what="the job to show progress",
+        )
+        client.post(f"/v1/jobs/{job}/cancel").raise_for_status()
+        ended = live_stack.wait_for_job(client, job, seconds=15)
+        assert ended["status"] == "canceled"
+        assert ended["credits"] == {
+            "quoted": 3.0,
+            "held": 0.0,
+            "charged": 0.0,
+            "refunded": 3.0,
+        }
+
+
+def test_files_of_a_deleted_job_are_gone(live_stack: LiveStack) -> None:
+    with live_stack.client(live_stack.key()) as client:
+        job = live_stack.wait_for_job(client, create(client))
+        url = job["video"]["url"]
+        assert httpx.get(url, trust_env=False).status_code == 200
+        client.delete(f"/v1/jobs/{job['id']}").raise_for_status()
+        assert httpx.get(url, trust_env=False).status_code == 404
+        shown = client.get(f"/v1/jobs/{job['id']}").json()
+        assert shown["video"] is None
+        assert shown["credits"]["charged"] == 1.0
+
+
+def test_a_signed_url_is_all_that_opens_a_file(live_stack: LiveStack) -> None:
+    with live_stack.client(live_stack.key()) as client:
+        job = live_stack.wait_for_job(client, create(client))
+        bare = job["video"]["url"].partition("?")[0]
+        assert httpx.get(bare, trust_env=False).status_code == 403
+
+
+def test_a_picture_is_fetched_from_its_url(
+    live_stack: LiveStack, photo_server: object
+) -> None:
+    with live_stack.client(live_stack.key()) as client:
+        url = photo_server.url("coffee.jpg")  # type: ignore[attr-defined]
+        job = live_stack.wait_for_job(client, create(client, image=url))
+        assert job["status"] == "succeeded", job["error"]
+        missing = live_stack.wait_for_job(client, create(client, image=url + ".not"))
+        assert missing["status"] == "failed"
+        assert missing["credits"]["refunded"] == 1.0
+
+
+def test_a_damaged_picture_fails_and_is_refunded(live_stack: LiveStack) -> None:
+    whole = (Path(__file__).parent.parent / "photos" / "chelsea.jpg").read_bytes()
+    damaged = base64.b64encode(whole[: len(whole) // 3]).decode()
+    with live_stack.client(live_stack.key()) as client:
+        job = live_stack.wait_for_job(client, create(client, image=damaged))
+        assert job["status"] == "failed"
+        assert job["error"]["code"] == "invalid_image"
+        assert job["credits"]["refunded"] == 1.0
