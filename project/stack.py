@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
@@ -136,6 +136,23 @@ def flower_environment(port: int) -> dict[str, str]:
         "FLOWER_ENABLE_EVENTS": "true",
         "FLOWER_TASKS_COLUMNS": "name,uuid,state,args,kwargs,worker,received,started",
     }
+
+
+def gpu_processes(devices: Sequence[str]) -> list[Process]:
+    """Return one worker per device for GPU_MODELS; without devices, one on the CPU."""
+    queues = gpu_queues(settings.GPU_MODELS)
+
+    def on(device: str) -> Process:
+        return Process(
+            f"worker-gpu-{device or 'cpu'}",
+            worker_command(Worker(f"gpu-{device or 'cpu'}", queues, 1)),
+            RANK_WORKER,
+            {"CUDA_VISIBLE_DEVICES": device} if device else {},
+            stop_seconds=settings.STOP_SECONDS,
+            cwd=ROOT,
+        )
+
+    return [on(device) for device in devices or [""]]
 
 
 class Say(Protocol):

@@ -1,12 +1,24 @@
-"""The run's own Postgres, Redis and S3 are real and answer."""
+"""The run's own Postgres, Redis and S3: real, started lazily, gone with the run."""
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import boto3
 import pytest
 import redis
 from django.conf import settings
 from django.db import connection
+
+from project import watchdog
+from tests import services
+from tests.stack import wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.django_db
@@ -33,3 +45,75 @@ def test_a_stored_object_comes_back(s3):
     got = client.get_object(Bucket=settings.S3_BUCKET, Key=f"{s3}hello")
     assert got["Body"].read() == b"hello"
     client.close()
+
+
+def embedded_for(pid: int, home: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "project.embedded", str(home), "--cheap"]
+    given = {k: v for k, v in os.environ.items() if not services.is_address(k)}
+    host = subprocess.Popen(
+        [*command, "--until-pid", str(pid)],
+        cwd=ROOT,
+        env=given | {"ZOETROPE_HOME": str(home)},
+        stderr=subprocess.DEVNULL,
+    )
+    wait_until((home / "redis.ready").exists, seconds=30, what="Redis")
+    return host
+
+
+def running(home: Path) -> list[int]:
+    """Return the processes that carry this folder in command line or environment."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and watchdog.stat_of(int(folder.name)):
+            try:
+                texts = [
+                    (folder / name).read_bytes() for name in ("cmdline", "environ")
+                ]
+            except OSError:
+                continue
+            if any(str(home).encode() in text for text in texts):
+                found.append(int(folder.name))
+    return found
+
+
+@pytest.fixture
+def owner() -> Iterator[subprocess.Popen[bytes]]:
+    """A process in the place of pytest, to be killed."""
+    process = subprocess.Popen(["sleep", "1000"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_the_services_end_with_a_killed_owner(owner, tmp_path):
+    home = tmp_path / "services"
+    host = embedded_for(owner.pid, home)
+    assert len(running(home)) >= 4
+    owner.kill()
+    owner.wait()
+    host.wait(20)
+    assert running(home) == []
+    assert not home.exists()
+
+
+def test_the_services_end_with_their_killed_host(owner, tmp_path):
+    home = tmp_path / "services"
+    host = embedded_for(owner.pid, home)
+    host.kill()
+    host.wait()
+    wait_until(lambda: not running(home), seconds=20, what="the watchdog")
+
+
+def test_a_run_that_needs_no_service_starts_none(tmp_path):
+    pytest_here = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*pytest_here, "tests/project/test_supervisor.py", "-k", "wait_grows"],
+        cwd=ROOT,
+        env={k: v for k, v in os.environ.items() if k != services.HOME_VARIABLE}
+        | {"TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "1 passed" in done.stdout, done.stdout
+    assert list(tmp_path.iterdir()) == []
