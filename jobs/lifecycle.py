@@ -19,12 +19,14 @@ from django.db.models import F
 from django.db.models.functions import Now
 
 from billing import accounts, ledger
+from inference.catalogue import MODELS
 from inference.contracts import Artifact
 from inference.errors import RenderError
-from jobs import bells, claims, slots, webhooks
+from jobs import bells, claims, routing, slots, webhooks
 from jobs.claims import Claim
-from jobs.errors import NotAcceptableNow, NotFound
-from jobs.models import Attempt, Job, JobNote, JobUpload
+from jobs.errors import InvalidRequest, ModelUnavailable, NotAcceptableNow, NotFound
+from jobs.models import Attempt, Job, JobNote, JobUpload, ProviderErrand
+from jobs.requests import JobRequest
 from jobs.states import ACTIVE, MOVES, Status, Step
 
 log = structlog.get_logger()
@@ -164,6 +166,116 @@ def try_again(claim: Claim, error: RenderError) -> None:
     claims.close_attempt(
         claim, "failed", error_code=error.code, error_detail=str(error)
     )
+
+
+def reroute(claim: Claim, error: RenderError) -> None:
+    """Take the job to its next route, keeping job, hold and price; else fail it."""
+    job = claims.load(claim)
+    tried = [*job.routes_tried, str(job.route.get("name", ""))]
+    request = JobRequest.load(job.request)
+    try:
+        choice = routing.choose(
+            MODELS[job.model],
+            mode=job.mode,
+            plan=accounts.terms_of_account(job.account_id).code,
+            request=request,
+            without=tried,
+        )
+    except (ModelUnavailable, InvalidRequest):
+        fail(claim, error)
+        return
+    with transaction.atomic():
+        moved = Job.objects.filter(**claims.owned(claim)).update(
+            **_rerouted(choice, tried, error),
+            step=choice.first_step,
+            step_tries=0,
+            lease_until=None,
+            worker="",
+        )
+        if not moved:
+            raise Superseded
+        claims.close_attempt(
+            claim, "failed", error_code=error.code, error_detail=str(error)
+        )
+        _note_route(job.pk, choice, tried[-1], error)
+        bells.ring(choice.route["queue"])
+
+
+def reroute_waiting(job: Job, error: RenderError) -> None:
+    """Do for a job that no worker holds what ``reroute`` does for a claimed one."""
+    tried = [*job.routes_tried, str(job.route.get("name", ""))]
+    try:
+        choice = routing.choose(
+            MODELS[job.model],
+            mode=job.mode,
+            plan=accounts.terms_of_account(job.account_id).code,
+            request=JobRequest.load(job.request),
+            without=tried,
+        )
+    except (ModelUnavailable, InvalidRequest):
+        end(job.pk, error)
+        return
+    moved = return_to(
+        job.pk,
+        choice.first_step,
+        came_from=Step(job.step),
+        **_rerouted(choice, tried, error),
+    )
+    if moved:
+        _note_route(job.pk, choice, tried[-1], error)
+
+
+def _rerouted(
+    choice: routing.Choice, tried: list[str], error: RenderError
+) -> dict[str, Any]:
+    return {
+        **_unsent(),
+        "route": dict(choice.route),
+        "routes_tried": tried,
+        "queue": choice.route["queue"],
+        "error_detail": str(error)[:10_000],
+    }
+
+
+def _note_route(
+    job_id: UUID, choice: routing.Choice, left: str, error: RenderError
+) -> None:
+    note(
+        job_id,
+        "route",
+        "; ".join(choice.reasons),
+        detail={"left": left, "because": str(error)[:500]},
+    )
+
+
+def return_to(
+    job_id: UUID,
+    step: Step,
+    *,
+    came_from: Step,
+    queue: str = "",
+    **changes: Any,
+) -> bool:
+    """Move a job that no worker holds (await, reconcile) on; False if it moved already."""
+    assert step in MOVES[came_from], f"{came_from} → {step}"
+    moved = Job.objects.filter(
+        pk=job_id, step=came_from, status__in=_ACTIVE, lease_until__isnull=True
+    ).update(step=step, queue=queue, step_tries=0, **changes)
+    if moved:
+        bells.ring(queue)
+    return bool(moved)
+
+
+def _unsent() -> dict[str, Any]:
+    """Return the fields of a job that no provider has (any more)."""
+    return {
+        "submit_token": "",
+        "submit_sent_at": None,
+        "provider_account": None,
+        "provider_job_id": "",
+        "next_poll_at": None,
+        "poll_failures": 0,
+    }
 
 
 def let_go(claim: Claim) -> None:
@@ -353,10 +465,25 @@ def _give_back(job: Job) -> None:
 
 def _after_close(job: Job, event: str) -> None:
     JobUpload.objects.filter(job_id=job.pk).delete()
+    _leave_errand(job.pk, event)
     webhooks.announce(job.pk, event)
     limit = accounts.terms_of_account(job.account_id).max_running
     freed = slots.fill(account_id=job.account_id, mode=job.mode, limit=limit)
     bells.ring(*freed)
+
+
+def _leave_errand(job_id: UUID, event: str) -> None:
+    """Have the provider stop what nobody wants any more, or delete its copy."""
+    job = Job.objects.only("provider_account_id", "provider_job_id").get(pk=job_id)
+    if job.provider_account_id is None or not job.provider_job_id:
+        return
+    succeeded = event == "job.succeeded"
+    ProviderErrand.objects.create(
+        job_id=job_id,
+        account_id=job.provider_account_id,
+        provider_job_id=job.provider_job_id,
+        kind=ProviderErrand.Kind.DELETE if succeeded else ProviderErrand.Kind.CANCEL,
+    )
 
 
 def _retention_seconds(job: Job) -> int:

@@ -5,20 +5,18 @@ They raise RenderError when the step failed; the task decides what follows from 
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inference.errors import InputRejected
 from inference.media import images
-from jobs import claims, context, lifecycle, renders
+from jobs import claims, context, lifecycle, provider_steps, renders
 from jobs.requests import JobRequest, Picture
 from jobs.states import Step
+from jobs.workfolders import folder_of, workfolder
 
 if TYPE_CHECKING:
     from inference.contracts import Context
@@ -29,11 +27,6 @@ if TYPE_CHECKING:
 def run(held: Held) -> None:
     """Do the claimed step and move the job on."""
     STEPS[held.claim.step](held)
-
-
-def folder_of(job: Job) -> str:
-    """Return the storage prefix of everything that belongs to the job."""
-    return f"{job.account_id}/{job.id}"
 
 
 # --------------------------------------------------------------------- prepare
@@ -232,24 +225,12 @@ def _finish(
     return finishing.finish(frames, output, world, key=key, folder=folder)
 
 
-# ----------------------------------------------------------------------- parts
-
-
-@contextmanager
-def workfolder(world: Context) -> Iterator[Path]:
-    """Yield an empty folder that is gone afterwards."""
-    world.workdir.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=world.workdir))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 StepFunction = Callable[["Held"], None]
 
 STEPS: Mapping[Step, StepFunction] = {
     Step.PREPARE: prepare,
     Step.GENERATE: generate,
+    Step.SUBMIT: provider_steps.submit,
+    Step.COLLECT: provider_steps.collect,
     Step.FINISH: finish,
 }

@@ -6,6 +6,7 @@ import re
 
 from django.urls import URLPattern, path, re_path
 
+from jobs.api.callbacks import callback
 from jobs.api.files import permanent
 from jobs.api.views import Endpoint, unknown
 from jobs.dialects import DIALECTS, load_dialect
@@ -35,6 +36,7 @@ def _patterns() -> list[URLPattern]:
 urlpatterns: list[URLPattern] = [
     *_patterns(),
     path("files/<str:token>/<str:name>", permanent),
+    path("callbacks/<str:provider>/<str:token>", callback),
     # Last: whatever no other path serves.
     re_path(r"", unknown),
 ]
