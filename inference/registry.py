@@ -35,6 +35,7 @@ RUNNERS: Final[Mapping[str, Runner]] = MappingProxyType(
             "Simulation for test keys", "inference.engines.rehearsal:RehearsalEngine"
         ),
         "wan": Runner("Wan on diffusers", "inference.engines.wan.engine:WanEngine"),
+        "remote": Runner("A GPU server", "inference.engines.remote:RemoteEngine"),
     }
 )
 
