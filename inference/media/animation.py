@@ -128,7 +128,12 @@ def _canvas(
     wide, high = box[2] - box[0], box[3] - box[1]
     factor = scale * width / wide
     left, top = ground.spare_x * wide, ground.spare_y * high
-    part = (box[0] - left, box[1] - top, box[2] + left, box[3] + top)
+    part = (
+        max(box[0] - left, 0.0),
+        max(box[1] - top, 0.0),
+        min(box[2] + left, image.width),
+        min(box[3] + top, image.height),
+    )
     size = (
         max(2, round((part[2] - part[0]) * factor)),
         max(2, round((part[3] - part[1]) * factor)),

@@ -45,7 +45,7 @@ _BETWEEN = (
 _SIDE = rf"\b{_GO}(?:s|es|ing|ning|ns|ed)?\b{_BETWEEN}"
 _RISE = r"\b(?:tilt|crane|pedestal|boom|jib|ris|rise|mov|move|pan|float|fly)"
 _HEAVE = rf"{_RISE}(?:s|es|ing|ning|ed)?\b{_BETWEEN}"
-_ROLL = r"\b(?:roll|rotat|rotate|spin|turn|twist)(?:s|es|ing|ning|ed)?\b"
+_ROLL = r"\b(?:roll|rotat|rotate|spin|twist)(?:s|es|ing|ning|ed)?\b"
 _CAMERA_ROLL = rf"(?:camera\W+(?:\w+\W+){{0,2}}?{_ROLL}|{_ROLL}\W+(?:the\W+)?camera)"
 
 #: Words that ask for a move. Chinese ones too: many Wan prompts are written in it.
@@ -64,7 +64,8 @@ _WORDS: tuple[tuple[Move, str], ...] = (
     ),
     (
         Move.PAN_LEFT,
-        _SIDE + r"left(?:wards?)?\b|\bleft(?:ward)?\W+pan\b|左移|左摇|向左",
+        _SIDE + r"left(?:wards?)?\b|\bleft(?:ward)?\W+pan\b|\bright\W+to\W+left\b"
+        r"|左移|左摇|向左",
     ),
     (
         Move.PAN_RIGHT,
@@ -253,7 +254,7 @@ class Shot:
     def _free(self, t: float) -> View:
         """Return the wished view, as if there were picture all around."""
         way, ahead = ease(t), ease(t / self._settle)
-        reach = self.tempo * min(max(math.sqrt(self.seconds / 5), 0.6), 1.4)
+        reach = self.tempo * min(max(math.sqrt(self.seconds / 5), 0.45), 1.4)
         log_zoom = math.log(self.start.zoom)
         x, y, roll, dolly, slide = self.start.x, self.start.y, 0.0, 0.0, 0.0
         now = t * self.seconds
@@ -264,9 +265,10 @@ class Shot:
                 case Move.PULL_OUT:
                     # The clip starts with the whole picture, so there is first a quick
                     # step towards it; if the shot starts close, it just goes back.
-                    out = ease((t - 0.25) / 0.75)
-                    near = math.log(PUSH_ZOOM) * reach if self.start.zoom == 1 else 0.0
-                    log_zoom = (log_zoom + near * ease(t / 0.25, 0.5)) * (1 - out)
+                    out = ease((t - 0.3) / 0.7)
+                    near = math.log(PUSH_ZOOM) * reach * min(1.0, self.seconds / 2.5)
+                    near = near if self.start.zoom == 1 else 0.0
+                    log_zoom = (log_zoom + near * ease(t / 0.3, 0.5)) * (1 - out)
                 case Move.PAN_LEFT:
                     x -= PAN_SHARE * reach * way
                 case Move.PAN_RIGHT:

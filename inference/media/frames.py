@@ -26,7 +26,8 @@ def cover_box(source: tuple[int, int], width: int, height: int) -> Box:
     wide, high = source
     scale = min(wide / width, high / height)
     left, top = (wide - width * scale) / 2, (high - height * scale) / 2
-    return left, top, left + width * scale, top + height * scale
+    left, top = max(left, 0.0), max(top, 0.0)  # rounding may have gone below
+    return left, top, min(left + width * scale, wide), min(top + height * scale, high)
 
 
 def fit(image: Image.Image, width: int, height: int) -> Image.Image:
