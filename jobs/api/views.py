@@ -7,7 +7,8 @@ no difference to it. Whatever goes wrong becomes an answer in the caller's diale
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, cast
@@ -88,18 +89,30 @@ def _serve(
     rate: Mapping[str, str] = {}
     if credential is not None:
         rate = _spend_request(credential, creates=route.operation in CREATING)
-        _require(credential, route)
-    if wire.method not in _BODILESS or request.META.get("CONTENT_LENGTH"):
-        body, files = bodies.read(request, limit_bytes=dialect.body_limit_bytes)
-        wire = replace(wire, body=body, files=files)
-    command = route.parse(wire, lookup)
-    call = operations.Call(
-        dialect=dialect, route=route, wire=wire, credential=credential
-    )
-    if route.operation is Operation.CONTENT:
-        return _stream(operations.content(call, cast("base.OneJob", command)))
-    answer = _answer(call, command)
+    with _shown_in_refusals(rate):
+        if credential is not None:
+            _require(credential, route)
+        if wire.method not in _BODILESS or request.META.get("CONTENT_LENGTH"):
+            body, files = bodies.read(request, limit_bytes=dialect.body_limit_bytes)
+            wire = replace(wire, body=body, files=files)
+        command = route.parse(wire, lookup)
+        call = operations.Call(
+            dialect=dialect, route=route, wire=wire, credential=credential
+        )
+        if route.operation is Operation.CONTENT:
+            return _stream(operations.content(call, cast("base.OneJob", command)))
+        answer = _answer(call, command)
     return _response(answer, rate if dialect.show_rate else {}, wire)
+
+
+@contextmanager
+def _shown_in_refusals(rate: Mapping[str, str]) -> Iterator[None]:
+    """Let a refusal carry the rate limit too: coals has it on each answer."""
+    try:
+        yield
+    except ApiError as refused:
+        refused.headers = {**rate, **refused.headers}
+        raise
 
 
 def _answer(call: operations.Call, command: base.Command) -> WireResponse:

@@ -7,14 +7,18 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.test import Client
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from billing.models import Account
 from jobs.models import Job
 from tests.factories import make_account, make_key, png
+from tests.jobs.dialects.wires import bodies, queries
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("redis_url")]
 
@@ -309,10 +313,51 @@ def test_coals_answers_carry_the_rate_limit(caller: Caller) -> None:
         caller.post(form.create, form.body),
         caller.get("/api/v1/magicoal/videos"),
         caller.get("/api/v1/magicoal/quota"),
+        caller.post(form.create, {}),
+        caller.get(form.status.format(form.unknown_id)),
     ):
         assert int(answer["X-RateLimit-Limit"]) > 0
         assert int(answer["X-RateLimit-Remaining"]) >= 0
         assert int(answer["X-RateLimit-Reset"]) > 1_700_000_000
+
+
+@every_format
+def test_whatever_is_sent_is_answered_and_a_refusal_costs_nothing(
+    form: Format,
+) -> None:
+    caller = Caller(make_key(make_account("eve", plan="enterprise"), "test"))
+
+    @given(bodies(form.body), queries)
+    @settings(max_examples=40, deadline=None, derandomize=True)
+    def holds(body: Any, query: dict[str, str]) -> None:
+        before = Job.objects.count()
+        path = f"{form.create}?{urlencode(query, errors='replace')}"
+        answer = caller.post(path, body)
+        accepted = answer.status_code == form.accepted
+        assert accepted or answer.status_code in (400, 413, 422)
+        assert accepted or form.is_refusal(answer.json())
+        assert Job.objects.count() == before + accepted
+
+    holds()
+
+
+def test_openai_answers_any_form(caller: Caller) -> None:
+    form = FORMATS["openai"]
+    names = ("prompt", "model", "seconds", "size", "input_reference")
+    values = st.text(max_size=20) | st.sampled_from(["4", "720x1280", "sora-2"])
+
+    @given(
+        st.dictionaries(st.sampled_from([*names, "input_reference[image_url]"]), values)
+    )
+    @settings(max_examples=40, deadline=None, derandomize=True)
+    def holds(fields: dict[str, str]) -> None:
+        clean = {n: v.encode("utf-8", "replace") for n, v in fields.items()}
+        answer = caller.client.post("/v1/videos", clean, headers=caller.headers)
+        assert answer.status_code == 400
+        assert form.is_refusal(answer.json())
+
+    holds()
+    assert not Job.objects.exists()
 
 
 def test_coals_lists_only_finished_videos(caller: Caller) -> None:
