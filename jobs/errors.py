@@ -20,6 +20,7 @@ ApiError                       any refusal; carries what a dialect needs to phra
 ├── RateLimited                ``retry_after_seconds``
 ├── ModelUnavailable           no enabled route can make this model now
 ├── NotImplementedHere         a documented call we do not serve
+├── InternalError              our fault; the log has the reason
 └── ServiceUnavailable         one of our parts is away; try again
 """
 
@@ -213,6 +214,14 @@ class ModelUnavailable(ApiError):
 class NotImplementedHere(ApiError):
     status = 501
     code = "not_implemented"
+
+
+class InternalError(ApiError):
+    status = 500
+    code = "internal_error"
+
+    def __init__(self) -> None:
+        super().__init__("Something went wrong on our side.")
 
 
 class ServiceUnavailable(ApiError):

@@ -16,3 +16,4 @@ urlpatterns: list[URLPattern | URLResolver] = [
 ]
 if find_spec("jobs.api.urls"):
     urlpatterns.append(path("", include("jobs.api.urls")))
+    handler500 = "jobs.api.views.broken"

@@ -22,6 +22,7 @@ from django.http import (
     StreamingHttpResponse,
 )
 from django.views.decorators.csrf import csrf_exempt
+from django.views.defaults import server_error
 
 from billing import errors as billing_errors
 from billing import keys, throttles
@@ -32,6 +33,7 @@ from jobs.dialects.base import Dialect, Operation, Route, WireRequest, WireRespo
 from jobs.errors import (
     ApiError,
     Forbidden,
+    InternalError,
     MethodNotAllowed,
     RateLimited,
     RouteNotFound,
@@ -220,6 +222,14 @@ def unknown(request: HttpRequest, **_: str) -> HttpResponseBase:
     dialect = dialect_of(request.path)
     wire = _wire(request, {}, None)
     return _refusal(dialect, RouteNotFound(), wire)
+
+
+def broken(request: HttpRequest) -> HttpResponseBase:
+    """Answer for a view that raised what nobody expected (Django's handler500)."""
+    if request.path.startswith("/admin/"):
+        return server_error(request)
+    wire = _wire(request, {}, None)
+    return _refusal(dialect_of(request.path), InternalError(), wire)
 
 
 def dialect_of(path: str) -> Dialect:

@@ -307,6 +307,20 @@ def test_too_many_requests_are_told_when_to_come_back(db: None, form: Format) ->
     assert form.is_refusal(refused.json())
 
 
+@every_format
+def test_our_own_mistakes_have_the_formats_shape_too(
+    caller: Caller, form: Format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stumble(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the secret reason")
+
+    monkeypatch.setattr("jobs.intake.submit", stumble)
+    answer = caller.post(form.create, form.body)
+    assert answer.status_code == 500
+    assert form.is_refusal(answer.json())
+    assert "secret" not in answer.content.decode()
+
+
 def test_coals_answers_carry_the_rate_limit(caller: Caller) -> None:
     form = FORMATS["magicoal"]
     for answer in (
