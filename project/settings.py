@@ -158,6 +158,8 @@ USE_I18N = False
 USE_TZ = True
 
 # --- Database -------------------------------------------------------------------------
+# Keep hot statements prepared; switch off behind a pooler that shares connections
+DATABASE_PREPARE = env.boolean("DATABASE_PREPARE", True)
 DATABASE_POOL = env.integer("DATABASE_POOL", 10)  # connections per process; 0: no pool
 
 
