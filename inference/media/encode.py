@@ -53,7 +53,7 @@ LARGE = Effort(crf=20, params="rc-lookahead=5:threads=2:ref=1:bframes=0")
 _LARGE_PIXELS = 1920 * 1088 * 3 // 2
 
 
-#: What is encoded again later: 45 dB and more, cheap to write and to read.
+#: What is encoded again later: as near as 4:2:0 comes, cheap to write and to read.
 MASTER = Effort("superfast", crf=8, params="rc-lookahead=0:threads=2:bframes=0")
 
 
