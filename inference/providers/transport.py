@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
+import ssl
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -32,6 +34,8 @@ from inference.providers.base import (
 
 REPLY_BYTES_MAX = 8 * 1024 * 1024
 
+_POOL = httpx.Limits(max_connections=8, max_keepalive_connections=8)
+
 #: Raised before any byte of the request was written.
 _NEVER_LEFT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
@@ -42,11 +46,26 @@ class _Overdue(Exception):
 
 def client(**options: Any) -> httpx.Client:
     """Return a client for ``send``: no redirects, no proxies from the environment."""
-    return httpx.Client(follow_redirects=False, trust_env=False, **options)
+    return httpx.Client(
+        **{"verify": _trust(), **options}, follow_redirects=False, trust_env=False
+    )
 
 
 def async_client(**options: Any) -> httpx.AsyncClient:
-    return httpx.AsyncClient(follow_redirects=False, trust_env=False, **options)
+    """Return a client for ``send_async``; make one per account.
+
+    The pool is small because httpcore looks at every connection for every call: [ran]
+    0.9 ms of CPU per status call with 4 connections, 1.2 with 8, 3.1 with 32, 4.8 with
+    100. Eight answer 40 calls a second at 200 ms each, more than any account may ask.
+    """
+    options = {"limits": _POOL, "verify": _trust(), **options}
+    return httpx.AsyncClient(**options, follow_redirects=False, trust_env=False)
+
+
+@functools.cache
+def _trust() -> ssl.SSLContext:
+    # Reading the certificates takes some 30 ms, so all clients share one context.
+    return httpx.create_ssl_context(trust_env=False)
 
 
 # ------------------------------------------------------------------ one call
