@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from django.conf import settings as django_settings
 from django.db import connections
@@ -20,6 +20,14 @@ from tests import services, stack
 from tests.stack import LiveStack, PhotoServer
 
 PHOTOS = Path(__file__).parent / "photos"
+
+# The same examples on each run, however slow the machine; more with
+# --hypothesis-profile=deep.
+hypothesis.settings.register_profile(
+    "fast", max_examples=50, derandomize=True, deadline=None
+)
+hypothesis.settings.register_profile("deep", max_examples=1000, deadline=None)
+hypothesis.settings.load_profile("fast")
 
 
 def pytest_configure(config: pytest.Config) -> None:

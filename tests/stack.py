@@ -20,6 +20,7 @@ import psycopg
 from redis import Redis
 
 from project import state
+from project.embedded import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 PHOTOS = Path(__file__).parent / "photos"
@@ -141,7 +142,9 @@ def start(home: Path, **extra: str) -> LiveStack:
     home.mkdir(parents=True, exist_ok=True)
     given = ("PATH", "HOME", "LANG", "TMPDIR", "XDG_CACHE_HOME")
     env = {name: os.environ[name] for name in given if name in os.environ}
-    env |= {"ZOETROPE_HOME": str(home), "PORT": "8400", "FLOWER_PORT": "8500"}
+    # Not fixed ones: the web server shares its port with another run's (SO_REUSEPORT).
+    ports = {"PORT": str(free_port()), "FLOWER_PORT": str(free_port())}
+    env |= {"ZOETROPE_HOME": str(home), **ports}
     env |= FAST | extra
     log = home / "up.log"
     with log.open("w") as out:

@@ -82,6 +82,7 @@ def test_a_video_is_made_downloaded_and_deleted(
     assert video["status"] == 3, video
     assert (video["_id"], video["video_duration"]) == (made["_id"], 5)
     assert video["create_time"] <= video["update_time"]
+    assert "X-Amz-Expires=604800&" in video["video_url"]
     data = httpx.get(video["video_url"], trust_env=False).content
     facts = samples.facts(data, tmp_path)
     assert (facts.seconds, min(facts.width, facts.height)) == (5.0, 720)

@@ -44,6 +44,7 @@ def test_a_video_is_made_and_downloaded(
     assert debug.submit_time_ms <= debug.execute_time_ms <= debug.complete_time_ms
     [video] = done.videos
     assert (video.video_type, int(video.video_url_ttl)) == ("mp4", 3600)
+    assert "X-Amz-Expires=3600&" in video.video_url
     data = httpx.get(video.video_url, trust_env=False).content
     facts = samples.facts(data, tmp_path)
     assert (facts.frames, facts.fps) == (81, 16)
