@@ -48,6 +48,7 @@ from jobs.errors import (
     Forbidden,
     IdempotencyInFlight,
     InsufficientCredits,
+    InternalError,
     InvalidRequest,
     MethodNotAllowed,
     ModelUnavailable,
@@ -622,6 +623,7 @@ _CODES: tuple[tuple[type[ApiError], int, str | None, int], ...] = (
     (IdempotencyInFlight, THROTTLE_CODE, None, 200),
     (ModelUnavailable, CREATE_FAILED, None, 200),
     (ServiceUnavailable, CREATE_FAILED, None, OUTAGE_STATUS),
+    (InternalError, CREATE_FAILED, None, OUTAGE_STATUS),
 )
 #: What is refused after parsing comes under our names.
 _WIRE_NAMES = {"effect": "effect_code", "premium": "is_premium_model"}

@@ -36,6 +36,7 @@ from jobs.errors import (
     Forbidden,
     IdempotencyInFlight,
     InsufficientCredits,
+    InternalError,
     InvalidRequest,
     MalformedBody,
     MethodNotAllowed,
@@ -534,6 +535,7 @@ _CODES: tuple[tuple[type[ApiError], str, int], ...] = (
     (PayloadTooLarge, "InvalidParameter", 400),
     (ModelUnavailable, "ServiceUnavailable", 503),
     (ServiceUnavailable, "ServiceUnavailable", 503),
+    (InternalError, "InternalError", 500),
 )
 #: Documented messages that say it better than ours.
 _MESSAGES: tuple[tuple[type[ApiError], str], ...] = (

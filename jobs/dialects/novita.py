@@ -35,6 +35,7 @@ from jobs.errors import (
     Forbidden,
     IdempotencyInFlight,
     InsufficientCredits,
+    InternalError,
     InvalidRequest,
     MethodNotAllowed,
     ModelUnavailable,
@@ -556,6 +557,7 @@ _REASONS: tuple[tuple[type[ApiError], str, int], ...] = (
     (IdempotencyInFlight, "IDEMPOTENCY_IN_FLIGHT", 409),
     (ModelUnavailable, "CREATE_TASK_FAILED", 500),
     (NotImplementedHere, "API_NOT_FOUND", 404),
+    (InternalError, "TASK_FAILED", 500),
 )
 
 
