@@ -25,7 +25,7 @@ from redis.exceptions import RedisError
 
 from billing import ledger
 from inference.errors import RenderError, StorageUnavailable
-from jobs import bells, lifecycle, retention
+from jobs import bells, deliveries, lifecycle, retention
 from jobs.models import IdempotencyRecord, Job
 from jobs.states import Status, Step
 
@@ -51,6 +51,7 @@ def chores() -> list[Chore]:
         Chore("ring", settings.RING_EVERY_SECONDS, ring_queues),
         Chore("reap", settings.REAP_EVERY_SECONDS, reap),
         Chore("deadlines", settings.DEADLINES_EVERY_SECONDS, end_overdue),
+        Chore("webhooks", settings.WEBHOOKS_EVERY_SECONDS, deliveries.ring_due),
         Chore("grants", settings.GRANTS_EVERY_SECONDS, ledger.expire_due),
         Chore("retention", settings.RETENTION_EVERY_SECONDS, retention.delete_expired),
         Chore("idempotency", 3600.0, forget_answers),

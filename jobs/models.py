@@ -395,6 +395,138 @@ class ProviderErrand(models.Model):
         return f"{self.kind} {self.provider_job_id}"
 
 
+class WebhookEndpoint(models.Model):
+    """An address of a customer that is told about every job of one mode."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    account = models.ForeignKey(
+        "billing.Account", on_delete=models.CASCADE, related_name="+"
+    )
+    mode = models.CharField(max_length=4)
+    url = models.CharField(max_length=2000)
+    description = models.CharField(max_length=200, blank=True)
+    #: Event types it wants; empty: all.
+    events = models.JSONField(default=list, blank=True)
+    secret = secrets.EncryptedField()
+    #: After a rotation both sign for a while.
+    old_secret = secrets.EncryptedField(blank=True)
+    old_secret_until = models.DateTimeField(null=True, blank=True)
+    is_enabled = models.BooleanField(default=True)
+    disabled_reason = models.CharField(max_length=200, blank=True)
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        ordering: ClassVar = ["-created_at"]
+        indexes: ClassVar = [
+            models.Index(
+                fields=["account", "mode"],
+                name="endpoint_to_tell",
+                condition=Q(is_enabled=True),
+            )
+        ]
+
+    def __str__(self) -> str:
+        return self.url
+
+
+class WebhookEvent(models.Model):
+    """Something that happened and that somebody asked to be told."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    account = models.ForeignKey(
+        "billing.Account", on_delete=models.CASCADE, related_name="+"
+    )
+    mode = models.CharField(max_length=4)
+    type = models.CharField(max_length=32)
+    job = models.ForeignKey(Job, on_delete=models.CASCADE, null=True, related_name="+")
+    #: What events without a job say.
+    data = models.JSONField(default=dict)
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        ordering: ClassVar = ["-created_at"]
+
+    def __str__(self) -> str:
+        return f"{self.type} {self.id}"
+
+
+class WebhookDelivery(models.Model):
+    """One event on its way to one address, with every try so far."""
+
+    class State(models.TextChoices):
+        PENDING = "pending"
+        DELIVERED = "delivered"
+        FAILED = "failed"
+
+    event = models.ForeignKey(
+        WebhookEvent, on_delete=models.CASCADE, related_name="deliveries"
+    )
+    endpoint = models.ForeignKey(
+        WebhookEndpoint, on_delete=models.CASCADE, null=True, related_name="deliveries"
+    )
+    url = models.CharField(max_length=2000)
+    #: "standard", or the dialect whose own webhook form it has.
+    format = models.CharField(max_length=16, default="standard")
+    #: What shares a fate: an endpoint, or an account's host for per-job addresses.
+    lane = models.CharField(max_length=300)
+    state = models.CharField(max_length=9, choices=State, default=State.PENDING)
+    tries = models.PositiveSmallIntegerField(default=0)
+    next_at = models.DateTimeField(db_default=Now())
+    claimed_until = models.DateTimeField(null=True)
+    delivered_at = models.DateTimeField(null=True)
+    #: For each try: when, how long, status, and at most 1 kB of the answer.
+    log = models.JSONField(default=list)
+
+    class Meta:
+        verbose_name_plural = "webhook deliveries"
+        ordering: ClassVar = ["-id"]
+        indexes: ClassVar = [
+            models.Index(
+                fields=["next_at"], name="delivery_due", condition=Q(state="pending")
+            ),
+            models.Index(
+                fields=["lane"],
+                name="delivery_claimed",
+                condition=Q(claimed_until__isnull=False),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.event_id} → {self.url}"
+
+
+class WebhookLane(models.Model):
+    """How an address is doing; while it fails it gets few calls and delays nobody."""
+
+    key = models.CharField(primary_key=True, max_length=300)
+    failures_in_row = models.PositiveIntegerField(default=0)
+    failing_since = models.DateTimeField(null=True)
+    open_until = models.DateTimeField(null=True)
+
+    def __str__(self) -> str:
+        return self.key
+
+
+class AccountSecret(models.Model):
+    """What an account's per-job webhooks are signed with."""
+
+    account = models.ForeignKey(
+        "billing.Account", on_delete=models.CASCADE, related_name="+"
+    )
+    mode = models.CharField(max_length=4)
+    webhook_secret = secrets.EncryptedField()
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["account", "mode"], name="one_secret_per_account_and_mode"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"secret of {self.account_id} ({self.mode})"
+
+
 class Incident(models.Model):
     """Something a person must look at. One is open per kind and subject."""
 

@@ -25,7 +25,7 @@ from inference.errors import (
     RenderError,
     Stopped,
 )
-from jobs import bells, claims, lifecycle, steps, workers
+from jobs import bells, claims, deliveries, lifecycle, steps, webhooks, workers
 
 if TYPE_CHECKING:
     from celery import Task
@@ -44,6 +44,9 @@ def ring(self: Task[Any, Any], queue: str) -> None:
     """Claim the next ready job of ``queue`` and do its step, if there is one."""
     close_old_connections()
     try:
+        if queue == webhooks.QUEUE:
+            deliveries.deliver_next()
+            return
         claim = claims.claim_next(queue, worker=_worker_name(self))
         if claim is not None:
             with heart.hold(claim) as held, _shown_in_flower(self, held):

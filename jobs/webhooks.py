@@ -1,9 +1,211 @@
-"""Events for customers: a row in the transaction that closes a job, sent afterwards."""
+"""Events for customers, left in the transaction that causes them, and their signatures.
+
+Standard Webhooks: headers ``webhook-id`` (the same over all tries), ``webhook-timestamp``
+and ``webhook-signature`` with a v1 (HMAC-SHA256) and a v1a (ed25519) part, made anew for
+each try. ``deliveries`` sends them: at least once, in no promised order.
+"""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
+import secrets
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID
+
+import structlog
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from django.conf import settings
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from jobs import bells, incidents
+from jobs.models import (
+    AccountSecret,
+    Job,
+    WebhookDelivery,
+    WebhookEndpoint,
+    WebhookEvent,
+)
+
+log = structlog.get_logger()
+
+QUEUE = "webhook"
+TYPES = (
+    "job.running",
+    "job.succeeded",
+    "job.failed",
+    "job.canceled",
+    "balance.low",
+    "endpoint.disabled",
+)
+OLD_SECRET_LIFE = timedelta(hours=24)
+
+# --------------------------------------------------------------------- announcing
 
 
 def announce(job_id: UUID, event: str) -> None:
-    """Leave ``event`` about the job for its account's endpoints."""
+    """Leave ``event`` about the job for whoever asked; runs in the job's transaction."""
+    job = Job.objects.only("id", "account_id", "mode", "request", "dialect").get(
+        pk=job_id
+    )
+    targets = [
+        WebhookDelivery(endpoint=endpoint, url=endpoint.url, lane=_lane_of(endpoint))
+        for endpoint in _listeners(job.account_id, job.mode, event)
+    ]
+    hook = job.request.get("webhook")
+    if hook and not hook.get("test_status") and _wants(hook, event):
+        host = urlsplit(hook["url"]).netloc
+        targets.append(
+            WebhookDelivery(
+                url=hook["url"],
+                format=hook["format"],
+                lane=f"host:{job.account_id}:{host}"[:300],
+            )
+        )
+    _leave(job.account_id, job.mode, event, targets, job=job)
+
+
+def announce_account(
+    account_id: UUID, mode: str, event: str, data: Mapping[str, Any]
+) -> None:
+    """Leave an event that is about the account itself."""
+    targets = [
+        WebhookDelivery(endpoint=endpoint, url=endpoint.url, lane=_lane_of(endpoint))
+        for endpoint in _listeners(account_id, mode, event)
+    ]
+    _leave(account_id, mode, event, targets, data=data)
+
+
+def _listeners(account_id: UUID, mode: str, event: str) -> list[WebhookEndpoint]:
+    rows = WebhookEndpoint.objects.filter(
+        account_id=account_id, mode=mode, is_enabled=True
+    )
+    return [row for row in rows if not row.events or event in row.events]
+
+
+def _wants(hook: Mapping[str, Any], event: str) -> bool:
+    ends = ("job.succeeded", "job.failed", "job.canceled")
+    return event in (hook.get("events") or ends)
+
+
+def _lane_of(endpoint: WebhookEndpoint) -> str:
+    return f"endpoint:{endpoint.pk}"
+
+
+def _leave(
+    account_id: UUID,
+    mode: str,
+    event: str,
+    targets: list[WebhookDelivery],
+    *,
+    job: Job | None = None,
+    data: Mapping[str, Any] | None = None,
+) -> None:
+    if not targets:
+        return
+    row = WebhookEvent.objects.create(
+        account_id=account_id, mode=mode, type=event, job=job, data=dict(data or {})
+    )
+    for target in targets:
+        target.event = row
+    WebhookDelivery.objects.bulk_create(targets)
+    bells.ring(QUEUE)
+
+
+def disable(endpoint: WebhookEndpoint, reason: str) -> None:
+    """Switch an endpoint off, tell the account's others, and leave an incident."""
+    switched = WebhookEndpoint.objects.filter(pk=endpoint.pk, is_enabled=True).update(
+        is_enabled=False, disabled_reason=reason
+    )
+    if not switched:
+        return
+    WebhookDelivery.objects.filter(endpoint=endpoint, state="pending").update(
+        state="failed"
+    )
+    data = {"endpoint_id": str(endpoint.pk), "url": endpoint.url, "reason": reason}
+    announce_account(endpoint.account_id, endpoint.mode, "endpoint.disabled", data)
+    incidents.report(
+        "webhook_endpoint", str(endpoint.pk), f"{endpoint.url} was disabled: {reason}."
+    )
+
+
+# ----------------------------------------------------------------------- signing
+
+
+def sign(
+    event_id: str, timestamp: int, body: bytes, keys: Sequence[str]
+) -> dict[str, str]:
+    """Return the Standard Webhooks headers: one v1 part per secret, and one v1a."""
+    message = f"{event_id}.{timestamp}.".encode() + body
+    parts = []
+    for key in keys:
+        raw = base64.b64decode(key.removeprefix("whsec_"))
+        parts.append("v1," + _b64(hmac.digest(raw, message, hashlib.sha256)))
+    parts.append("v1a," + _b64(_signing_key().sign(message)))
+    return {
+        "content-type": "application/json",
+        "webhook-id": event_id,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": " ".join(parts),
+    }
+
+
+def public_key() -> str:
+    """Return the ed25519 public key that v1a signatures verify with."""
+    raw = _signing_key().public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+    return "whpk_" + _b64(raw)
+
+
+def _signing_key() -> Ed25519PrivateKey:
+    # Derived, so that every host of one installation signs alike and none stores it.
+    first = settings.SECRETS_KEY.split(",")[-1].strip()
+    seed = hmac.digest(first.encode(), b"zoetrope webhook v1a", hashlib.sha256)
+    return Ed25519PrivateKey.from_private_bytes(seed)
+
+
+def new_secret() -> str:
+    return "whsec_" + _b64(secrets.token_bytes(32))
+
+
+def account_secret(account_id: UUID, mode: str) -> str:
+    """Return what the account's per-job webhooks are signed with."""
+    row, _ = AccountSecret.objects.get_or_create(
+        account_id=account_id, mode=mode, defaults={"webhook_secret": new_secret()}
+    )
+    return str(row.webhook_secret)
+
+
+def rotate(endpoint: WebhookEndpoint) -> str:
+    """Give the endpoint a new secret; the old one signs beside it for a day."""
+    fresh = new_secret()
+    endpoint.old_secret = endpoint.secret
+    endpoint.old_secret_until = timezone.now() + OLD_SECRET_LIFE
+    endpoint.secret = fresh
+    endpoint.save(update_fields=["secret", "old_secret", "old_secret_until"])
+    return fresh
+
+
+def replay(delivery: WebhookDelivery) -> None:
+    """Send a delivery again, now, from its first try on."""
+    WebhookDelivery.objects.filter(pk=delivery.pk).update(
+        state="pending", tries=0, next_at=Now(), claimed_until=None
+    )
+    bells.ring(QUEUE)
+
+
+def secrets_of(endpoint: WebhookEndpoint) -> list[str]:
+    keys = [str(endpoint.secret)]
+    until = endpoint.old_secret_until
+    if endpoint.old_secret and until is not None and until > timezone.now():
+        keys.append(str(endpoint.old_secret))
+    return keys
+
+
+def _b64(raw: bytes) -> str:
+    return base64.b64encode(raw).decode()

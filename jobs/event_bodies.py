@@ -1,0 +1,71 @@
+"""What a webhook says: the event's body in our own form, or in a dialect's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+from django.conf import settings
+
+from jobs import context, display
+from jobs.dialects import base, load_dialect
+from jobs.dialects.native import job_body
+from jobs.models import WebhookEvent
+
+#: What an event says its job's status is, also when it is sent after the next change.
+_STATUS = {
+    "job.running": "running",
+    "job.succeeded": "succeeded",
+    "job.failed": "failed",
+    "job.canceled": "canceled",
+}
+
+
+def standard(event: WebhookEvent) -> bytes:
+    """Return the body of a Standard Webhooks call: type, timestamp, data."""
+    return json.dumps(
+        {
+            "id": str(event.pk),
+            "type": event.type,
+            "timestamp": event.created_at.isoformat(timespec="milliseconds"),
+            "livemode": event.mode == "live",
+            "data": _data(event),
+        }
+    ).encode()
+
+
+def in_dialect(event: WebhookEvent, name: str) -> tuple[bytes, Mapping[str, str]]:
+    """Return body and headers of another API's own kind of webhook."""
+    dialect = load_dialect(name)
+    assert dialect.webhook is not None
+    assert event.job is not None
+    call = dialect.webhook(
+        base.Event(
+            id=str(event.pk),
+            type=event.type,
+            created_at=event.created_at,
+            job=_view(event, dialect),
+        ),
+        {},
+    )
+    return call.body, call.headers
+
+
+def _data(event: WebhookEvent) -> dict[str, Any]:
+    if event.job is None:
+        return dict(event.data)
+    return job_body(_view(event, load_dialect("native")))
+
+
+def _view(event: WebhookEvent, dialect: base.Dialect) -> base.JobView:
+    assert event.job is not None
+    shown = display.view(
+        event.job,
+        dialect=dialect,
+        storage=context.get().storage,
+        base_url=settings.PUBLIC_URL,
+    )
+    status = _STATUS.get(event.type, shown.status)
+    return replace(shown, status=cast("base.Status", status))
