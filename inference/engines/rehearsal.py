@@ -44,7 +44,7 @@ DRAWN_PIXELS = 480 * 854
 FRESH_PIXELS = 250 * 1280 * 720
 REPEATS_MAX = 4
 DELAY_SECONDS_MAX = 3600.0
-_TOKEN = re.compile(r"\[\[\s*test:\s*(\w+)\s*(?:=\s*([\w.-]{1,64})\s*)?\]\]")
+_TOKEN = re.compile(r"\[\[\s*test\s*:\s*(\w+)\s*(?:=\s*([\w.-]{1,64})\s*)?\]\]")
 
 
 @dataclass(frozen=True)
