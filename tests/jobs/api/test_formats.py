@@ -374,6 +374,23 @@ def test_openai_answers_any_form(caller: Caller) -> None:
     assert not Job.objects.exists()
 
 
+def test_coals_charges_what_its_page_says(caller: Caller) -> None:
+    form = FORMATS["magicoal"]
+    data = caller.post(form.create, {"image": PICTURE}).json()["data"]
+    assert data["credits_charged"] == 50.0
+    assert caller.get("/v1/balance").json()["held_credits"] == 50.0
+
+
+def test_coals_free_plan_has_five_videos_a_month(db: None) -> None:
+    form = FORMATS["magicoal"]
+    free = Caller(make_key(make_account("bob", plan="free"), "test"))
+    for _ in range(5):
+        free.create(form)
+    answer = free.post(form.create, form.body)
+    assert answer.status_code == 403
+    assert answer.json()["error"]["code"] == "QUOTA_EXCEEDED"
+
+
 def test_coals_lists_only_finished_videos(caller: Caller) -> None:
     caller.create(FORMATS["magicoal"])
     body = caller.get("/api/v1/magicoal/videos").json()
