@@ -6,20 +6,27 @@ one is started for the demo and stopped after it.
 
 from __future__ import annotations
 
+import json
+import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
 
+from inference.catalogue import MODELS
 from project import state
+from project.supervisor import set_death_signal
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 PHOTO: Final = ROOT / "tests" / "photos" / "astronaut.jpg"
+MANAGE: Final = (sys.executable, str(ROOT / "manage.py"))
 CREDITS: Final = 100
 POLL_SECONDS: Final = 0.5
 JOB_SECONDS: Final = 1800.0
@@ -41,7 +48,7 @@ def stack(home: Path, say: Say, *, env: dict[str, str]) -> Iterator[str]:
         yield url
         return
     up = subprocess.Popen(
-        [sys.executable, str(ROOT / "manage.py"), "up", "--stop-with-parent"],
+        [*MANAGE, "up", "--stop-with-parent"],
         env=env,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -54,8 +61,77 @@ def stack(home: Path, say: Say, *, env: dict[str, str]) -> Iterator[str]:
         up.terminate()
         assert up.stdout is not None
         for line in up.stdout:
-            say(line.rstrip())
+            say(without_time(line))
         up.wait()
+
+
+def without_time(line: str) -> str:
+    """Cut the seconds that `up` counts from its own start; ours come before."""
+    return re.sub(r"^ *[\d.]+ s  ", "", line.rstrip())
+
+
+@dataclass(frozen=True)
+class Fake:
+    """A local stand-in for an outside provider, and what it knows us by."""
+
+    base_url: str
+    credentials: dict[str, str]
+
+    @property
+    def host(self) -> str:
+        return self.base_url.partition("://")[2].partition("/")[0]
+
+
+@contextmanager
+def fake_of(provider: str) -> Iterator[Fake]:
+    """Run the provider's local fake, which speaks its true wire format."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.fakes", provider, "--json"],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: set_death_signal(signal.SIGTERM),
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        if not line:
+            raise DemoFailed(f"there is no fake of {provider!r}")
+        yield Fake(**json.loads(line))
+    finally:
+        process.terminate()
+        process.wait()
+        process.stdout.close()
+
+
+def model_of(provider: str) -> str:
+    """Return the first public model that this provider can make."""
+    for model in MODELS.values():
+        if any(route.runner == provider for route in model.routes):
+            return model.name
+    raise DemoFailed(f"no model is made by {provider!r}")
+
+
+def add_provider(env: dict[str, str], provider: str, fake: Fake) -> None:
+    """Enter the account as an operator would."""
+    done = subprocess.run(
+        [
+            *MANAGE,
+            "addprovider",
+            provider,
+            "--name=demo",
+            f"--base-url={fake.base_url}",
+        ],
+        input=json.dumps(fake.credentials),
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise DemoFailed(f"addprovider failed:\n{done.stderr}")
 
 
 def running(home: Path) -> str | None:
@@ -70,7 +146,7 @@ def running(home: Path) -> str | None:
 def wait_for_ready(up: subprocess.Popen[str], say: Say) -> str:
     assert up.stdout is not None
     for line in up.stdout:
-        say(line.rstrip())
+        say(without_time(line))
         if line.startswith("ready"):
             return line.split()[1]
     raise DemoFailed("the stack did not start; its last lines are above")
@@ -80,7 +156,7 @@ def new_key(env: dict[str, str]) -> str:
     """Make a live account with credits; return its API key."""
     command = ["createaccount", "demo", "--mode", "live", "--credits", str(CREDITS)]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "manage.py"), *command],
+        [*MANAGE, *command],
         env=env,
         capture_output=True,
         text=True,

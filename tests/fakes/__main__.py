@@ -1,8 +1,12 @@
-"""``python -m tests.fakes NAME [--port N]``: run one fake, print its base URL, stay."""
+"""``python -m tests.fakes NAME [--port N]``: run one fake, print its base URL, stay.
+
+With ``--json`` the line also holds the credentials it knows us by.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 import threading
@@ -23,6 +27,7 @@ def main() -> None:
     )
     parser.add_argument("--statuses-per-second", type=float, default=None)
     parser.add_argument("--webhook-url", default=None, help="account-wide callbacks")
+    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -36,7 +41,14 @@ def main() -> None:
         statuses_per_second=options.statuses_per_second,
         webhook_url=options.webhook_url,
     )
-    sys.stdout.write(f"{fake.url}\n")
+    credentials = {
+        "api_key": "sk-demo",
+        "client_id": fake.client_id,
+        "client_secret": fake.client_secret,
+        "webhook_secret": fake.webhook_secret,
+    }
+    facts = {"base_url": fake.url, "credentials": credentials}
+    sys.stdout.write(f"{json.dumps(facts) if options.json else fake.url}\n")
     sys.stdout.flush()
     stopping.wait()
     fake.stop()

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from argparse import ArgumentParser
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ class Command(BaseCommand):
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--model", default="motion")
+        parser.add_argument("--model", help="public model, by default motion")
+        parser.add_argument("--provider", help="go out to this provider's local fake")
         parser.add_argument("--photo", type=Path, default=demo.PHOTO)
         parser.add_argument("--prompt", default="slow push in, gentle pan to the right")
         parser.add_argument("--stop-with-parent", action="store_true")
@@ -33,25 +35,43 @@ class Command(BaseCommand):
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         self.started = time.monotonic()
         self.shown = ""
-        env = os.environ | environment_for(options["model"])
         try:
-            with demo.stack(settings.ZOETROPE_HOME, self.say, env=env) as url:
-                path, link = self.make_video(url, env, options)
+            path, link = self.run(options)
         except KeyboardInterrupt as interrupt:
             raise CommandError("stopped", returncode=130) from interrupt
         except (demo.DemoFailed, httpx.TransportError) as error:
             raise CommandError(str(error)) from error
         self.stdout.write(f"url    {link}\nvideo  {path}")
 
+    def run(self, options: dict[str, Any]) -> tuple[Path, str]:
+        home, provider = settings.ZOETROPE_HOME, options["provider"]
+        with ExitStack() as stack:
+            if not provider:
+                model = options["model"] or "motion"
+                env = os.environ | environment_for(model)
+                url = stack.enter_context(demo.stack(home, self.say, env=env))
+                return self.make_video(url, env, model, options)
+            if demo.running(home):
+                raise demo.DemoFailed(
+                    "a stack is running that may not reach the fake; stop it first"
+                )
+            model = options["model"] or demo.model_of(provider)
+            fake = stack.enter_context(demo.fake_of(provider))
+            self.say(f"a fake of {provider} serves {fake.base_url}")
+            env = os.environ | {"EGRESS_ALLOW_HOSTS": fake.host}
+            url = stack.enter_context(demo.stack(home, self.say, env=env))
+            demo.add_provider(env, provider, fake)
+            return self.make_video(url, env, model, options)
+
     def make_video(
-        self, url: str, env: dict[str, str], options: dict[str, Any]
+        self, url: str, env: dict[str, str], model: str, options: dict[str, Any]
     ) -> tuple[Path, str]:
         key = demo.new_key(env)
         headers = {"Authorization": f"Bearer {key}"}
         with httpx.Client(base_url=url, headers=headers, timeout=60) as client:
-            fields = {"model": options["model"], "prompt": options["prompt"]}
+            fields = {"model": model, "prompt": options["prompt"]}
             job = demo.submit(client, options["photo"], fields)
-            self.say(f"POST {url}/v1/jobs  ->  job {job['id']}")
+            self.say(f"POST {url}/v1/jobs  ->  job {job['id']} by {model}")
             job = demo.follow(client, job["id"], self.show)
         credits = job["credits"]
         self.say(f"held {credits['quoted']} credits, charged {credits['charged']}")

@@ -1,0 +1,49 @@
+"""`manage.py addprovider NAME`: enter an account at an outside provider.
+
+Its credentials come as one JSON object on standard input, so that they stand in no
+command line and no shell history. An account of the same name is replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from inference import registry
+from jobs import outside
+from jobs.models import ProviderAccount
+
+
+class Command(BaseCommand):
+    help = "Enter a provider's account; reads its credentials as JSON from stdin."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("provider", choices=sorted(registry.PROVIDERS))
+        parser.add_argument("--name", default="main")
+        parser.add_argument("--base-url", help="default: the provider's own")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        adapter = outside.adapter(options["provider"])
+        try:
+            credentials = json.load(sys.stdin)
+        except json.JSONDecodeError as error:
+            raise CommandError(f"the credentials are no JSON: {error}") from error
+        if not isinstance(credentials, dict):
+            raise CommandError("the credentials must be one JSON object")
+        known = {field.name for field in adapter.credential_fields}
+        kept = {name: credentials[name] for name in known if credentials.get(name)}
+        row, _ = ProviderAccount.objects.update_or_create(
+            provider=options["provider"],
+            name=options["name"],
+            defaults={
+                "base_url": options["base_url"] or adapter.default_base_url,
+                "credentials": json.dumps(kept),
+                "is_enabled": True,
+                "out_of_order_at": None,
+            },
+        )
+        self.stdout.write(f"{row} at {row.base_url}: {', '.join(sorted(kept))}")
