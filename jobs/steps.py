@@ -138,14 +138,15 @@ def generate(held: Held) -> None:
         frames = engine.frames(
             plan, on_progress=held.on_progress, should_stop=held.should_stop
         )
-        fingerprint = dict(engine.fingerprint(plan))
-        resolved = {**job.resolved, "fingerprint": fingerprint}
         if renders.finishes_in_place(request, job.route):
             artifact = _finish(job, claim.fence, frames, plan.output, world, folder)
+            # Asked after the frames: only then is it known how they were made.
+            resolved = {**job.resolved, "fingerprint": dict(engine.fingerprint(plan))}
             lifecycle.record(claim, resolved=resolved)
             lifecycle.succeed(claim, artifact, work_seconds=time.monotonic() - started)
             return
         master = _store_master(job, claim.fence, frames, plan, world, folder)
+        resolved = {**job.resolved, "fingerprint": dict(engine.fingerprint(plan))}
     lifecycle.advance(
         claim,
         Step.FINISH,
