@@ -31,23 +31,23 @@ WITH picked AS (
     SELECT id FROM jobs_job
      WHERE queue = %(queue)s AND status IN ('queued', 'running')
        AND lease_until IS NULL AND ready_at IS NOT NULL
-       AND (run_after IS NULL OR run_after <= now())
+       AND (run_after IS NULL OR run_after <= statement_timestamp())
      ORDER BY priority DESC, ready_at
      LIMIT 1
      FOR NO KEY UPDATE SKIP LOCKED
 ), claimed AS (
     UPDATE jobs_job j
        SET fence = j.fence + 1,
-           lease_until = now() + make_interval(secs => %(lease)s),
+           lease_until = statement_timestamp() + make_interval(secs => %(lease)s),
            worker = %(worker)s,
            run_after = NULL,
            stage = '',
            status = CASE WHEN j.step IN ('generate', 'submit') THEN 'running'
                          ELSE j.status END,
            started_at = CASE WHEN j.step IN ('generate', 'submit')
-                             THEN coalesce(j.started_at, now()) ELSE j.started_at END,
+                             THEN coalesce(j.started_at, statement_timestamp()) ELSE j.started_at END,
            end_by = CASE WHEN j.step IN ('generate', 'submit')
-                         THEN coalesce(j.end_by, now() + greatest(
+                         THEN coalesce(j.end_by, statement_timestamp() + greatest(
                               make_interval(secs => %(deadline)s),
                               make_interval(secs => %(factor)s
                                             * coalesce(j.eta_seconds, 0))))
@@ -55,11 +55,11 @@ WITH picked AS (
       FROM picked
      WHERE j.id = picked.id
     RETURNING j.id, j.fence, j.step, j.route, j.step_tries, j.model,
-              j.account_id, j.status, j.started_at = now()
+              j.account_id, j.status, j.started_at = statement_timestamp()
 ), tried AS (
     INSERT INTO jobs_attempt (job_id, fence, step, route, worker, started_at, outcome,
                               error_code, error_detail, cost_microdollars)
-    SELECT id, fence, step, coalesce(route ->> 'name', ''), %(worker)s, now(), '',
+    SELECT id, fence, step, coalesce(route ->> 'name', ''), %(worker)s, statement_timestamp(), '',
            '', '', 0
       FROM claimed
 )
@@ -69,7 +69,7 @@ SELECT * FROM claimed
 _BEAT = """
 UPDATE jobs_job j
    SET lease_until = CASE WHEN %(renew)s
-                          THEN now() + make_interval(secs => %(lease)s)
+                          THEN statement_timestamp() + make_interval(secs => %(lease)s)
                           ELSE j.lease_until END,
        progress = greatest(j.progress, held.progress),
        stage = held.stage,
@@ -78,7 +78,7 @@ UPDATE jobs_job j
               %(stages)s::text[], %(etas)s::float8[])
        AS held(id, fence, progress, stage, eta)
  WHERE j.id = held.id AND j.fence = held.fence AND j.lease_until IS NOT NULL
-RETURNING j.id, j.cancel_requested_at IS NOT NULL, j.end_by < now()
+RETURNING j.id, j.cancel_requested_at IS NOT NULL, j.end_by < statement_timestamp()
 """
 
 

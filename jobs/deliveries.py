@@ -53,20 +53,20 @@ SCHEDULES: Mapping[str, Schedule] = {
 _CLAIM = """
 WITH busy AS (
     SELECT lane, count(*) AS calls FROM jobs_webhookdelivery
-     WHERE claimed_until > now() GROUP BY lane
+     WHERE claimed_until > statement_timestamp() GROUP BY lane
 ), picked AS (
     SELECT d.id FROM jobs_webhookdelivery d
       LEFT JOIN jobs_webhooklane l ON l.key = d.lane
       LEFT JOIN busy b ON b.lane = d.lane
-     WHERE d.state = 'pending' AND d.next_at <= now()
-       AND (d.claimed_until IS NULL OR d.claimed_until < now())
-       AND (l.open_until IS NULL OR l.open_until < now())
+     WHERE d.state = 'pending' AND d.next_at <= statement_timestamp()
+       AND (d.claimed_until IS NULL OR d.claimed_until < statement_timestamp())
+       AND (l.open_until IS NULL OR l.open_until < statement_timestamp())
        AND coalesce(b.calls, 0)
            < CASE WHEN coalesce(l.failures_in_row, 0) > 0 THEN %(few)s ELSE %(many)s END
      ORDER BY d.next_at LIMIT 1 FOR UPDATE OF d SKIP LOCKED
 )
 UPDATE jobs_webhookdelivery d
-   SET claimed_until = now() + make_interval(secs => %(lease)s), tries = tries + 1
+   SET claimed_until = statement_timestamp() + make_interval(secs => %(lease)s), tries = tries + 1
   FROM picked WHERE d.id = picked.id RETURNING d.id
 """
 
@@ -161,13 +161,13 @@ def _note_lane(delivery: WebhookDelivery, outcome: Outcome) -> None:
     with connection.cursor() as cursor:
         cursor.execute(
             "INSERT INTO jobs_webhooklane (key, failures_in_row, failing_since)"
-            " VALUES (%(key)s, 1, now()) ON CONFLICT (key) DO UPDATE"
+            " VALUES (%(key)s, 1, statement_timestamp()) ON CONFLICT (key) DO UPDATE"
             " SET failures_in_row = jobs_webhooklane.failures_in_row + 1,"
             " open_until = CASE WHEN jobs_webhooklane.failures_in_row + 1 >= %(limit)s"
-            "  THEN now() + make_interval(secs => least(%(most)s, %(open)s"
+            "  THEN statement_timestamp() + make_interval(secs => least(%(most)s, %(open)s"
             "       * 2 ^ least(jobs_webhooklane.failures_in_row + 1 - %(limit)s, 10)))"
             "  ELSE NULL END"
-            " RETURNING failing_since < now() - make_interval(secs => %(dead)s)",
+            " RETURNING failing_since < statement_timestamp() - make_interval(secs => %(dead)s)",
             {
                 "key": delivery.lane,
                 "limit": LANE_FAILURES_TO_OPEN,

@@ -20,7 +20,7 @@ from django.db.models.functions import Now, TruncMonth
 from billing import errors as billing_errors
 from billing import ledger, prices
 from inference.catalogue import MODELS, PublicModel
-from jobs import bells, effects, routing, slots
+from jobs import bells, effects, routing, slots, webhooks
 from jobs.errors import (
     Forbidden,
     InsufficientCredits,
@@ -164,7 +164,7 @@ def _priced_options(request: JobRequest) -> Mapping[str, Any]:
 
 def _hold(credential: Credential, job: Job) -> None:
     try:
-        ledger.hold(
+        held = ledger.hold(
             account_id=credential.account_id,
             mode=credential.mode,
             reference=str(job.id),
@@ -180,6 +180,14 @@ def _hold(credential: Credential, job: Job) -> None:
         raise SpendCapReached(str(cap)) from cap
     except billing_errors.WalletFrozen as frozen:
         raise Forbidden(str(frozen)) from frozen
+    if held.crossed_low_balance:
+        left = ledger.balance(account_id=credential.account_id, mode=credential.mode)
+        webhooks.announce_account(
+            credential.account_id,
+            credential.mode,
+            "balance.low",
+            {"available_credits": left.available_millicredits / 1000},
+        )
 
 
 def _check_plan(

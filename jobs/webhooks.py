@@ -118,6 +118,22 @@ def _leave(
     bells.ring(QUEUE)
 
 
+def send_test(endpoint: WebhookEndpoint) -> WebhookDelivery:
+    """Leave an event of type ``test`` for one endpoint alone."""
+    event = WebhookEvent.objects.create(
+        account_id=endpoint.account_id,
+        mode=endpoint.mode,
+        type="test",
+        data={"message": "This is a test."},
+    )
+    delivery = WebhookDelivery.objects.create(
+        event=event, endpoint=endpoint, url=endpoint.url, lane=_lane_of(endpoint)
+    )
+    delivery.refresh_from_db()
+    bells.ring(QUEUE)
+    return delivery
+
+
 def disable(endpoint: WebhookEndpoint, reason: str) -> None:
     """Switch an endpoint off, tell the account's others, and leave an incident."""
     switched = WebhookEndpoint.objects.filter(pk=endpoint.pk, is_enabled=True).update(

@@ -11,7 +11,7 @@ from django.db.models import QuerySet
 from billing import errors as billing_errors
 from billing import keys, ledger, serializers
 from inference.catalogue import MODELS
-from jobs import context, display, intake, lifecycle, retention, routing
+from jobs import context, display, endpoints, intake, lifecycle, retention, routing
 from jobs.dialects import base
 from jobs.dialects.base import Dialect, Operation, Route, WireRequest
 from jobs.errors import (
@@ -356,6 +356,10 @@ def key_revoke(call: Call, command: base.Ask) -> Any:
         raise NotFound("key") from error
 
 
+def webhook_endpoints(call: Call, command: base.Ask) -> Any:
+    return endpoints.do(call.require_credential(), command.values)
+
+
 Run = Callable[[Call, Any], Any]
 
 RUN: Mapping[Operation, Run] = {
@@ -378,6 +382,7 @@ RUN: Mapping[Operation, Run] = {
     Operation.KEYS_LIST: keys_list,
     Operation.KEY_CREATE: key_create,
     Operation.KEY_REVOKE: key_revoke,
+    Operation.WEBHOOKS: webhook_endpoints,
 }
 
 

@@ -351,6 +351,13 @@ def _ask_body(wire: WireRequest, _: ModelLookup) -> Ask:
     return Ask(fields.object_of(wire.body))
 
 
+def _webhooks(action: str) -> base.Parse:
+    def parse(wire: WireRequest, _: ModelLookup) -> Ask:
+        return Ask({**fields.object_of(wire.body), **wire.params, "action": action})
+
+    return parse
+
+
 # ------------------------------------------------------------------- render
 
 
@@ -623,6 +630,22 @@ ROUTES = (
           "List API keys"),
     Route("POST", "/v1/keys", Operation.KEY_CREATE, _ask_body, _plain(201), "admin",
           "Make an API key"),
+    Route("POST", "/v1/webhooks", Operation.WEBHOOKS, _webhooks("create"),
+          _plain(201), "jobs:write", "Add a webhook endpoint"),
+    Route("GET", "/v1/webhooks", Operation.WEBHOOKS, _webhooks("list"), _plain(200),
+          "jobs:read", "List webhook endpoints"),
+    Route("GET", "/v1/webhooks/keys", Operation.WEBHOOKS, _webhooks("keys"),
+          _plain(200), "jobs:write", "What webhooks are signed with"),
+    Route("DELETE", "/v1/webhooks/{id}", Operation.WEBHOOKS, _webhooks("disable"),
+          _plain(200), "jobs:write", "Disable a webhook endpoint"),
+    Route("POST", "/v1/webhooks/{id}/rotate", Operation.WEBHOOKS, _webhooks("rotate"),
+          _plain(200), "jobs:write", "Give a webhook endpoint a new secret"),
+    Route("POST", "/v1/webhooks/{id}/test", Operation.WEBHOOKS, _webhooks("test"),
+          _plain(202), "jobs:write", "Send a test event"),
+    Route("GET", "/v1/webhooks/{id}/deliveries", Operation.WEBHOOKS, _webhooks("log"),
+          _plain(200), "jobs:read", "Read the delivery log"),
+    Route("POST", "/v1/webhooks/deliveries/{delivery}/replay", Operation.WEBHOOKS,
+          _webhooks("replay"), _plain(202), "jobs:write", "Send a delivery again"),
     Route("DELETE", "/v1/keys/{id}", Operation.KEY_REVOKE, _ask, _plain(200), "admin",
           "Revoke an API key"),
 )  # fmt: skip

@@ -1,0 +1,273 @@
+"""Webhooks: signed as the reference verifier wants, retried, and nobody waits for another."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from django.db.models.functions import Now
+from standardwebhooks import Webhook
+
+from billing.models import Account
+from inference.egress import Egress
+from inference.errors import InputRejected
+from jobs import context, deliveries, endpoints, lifecycle, webhooks
+from jobs.models import Incident, Job, WebhookDelivery, WebhookEndpoint, WebhookLane
+from jobs.requests import WebhookTarget
+from tests.factories import credential, make_account, make_job
+from tests.jobs.test_lifecycle import ARTIFACT, claim, prepared
+from tests.receivers import Receiver
+
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("s3_address")]
+
+
+@pytest.fixture
+def alice() -> Account:
+    return make_account("alice", credits=100)
+
+
+@pytest.fixture
+def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
+    running = Receiver()
+    world = dataclasses.replace(
+        context.get(), egress=Egress(allow_hosts=[running.host])
+    )
+    monkeypatch.setattr(context, "get", lambda: world)
+    monkeypatch.setattr(
+        "jobs.endpoints.check_url", lambda url, **_: None if "127" in url else None
+    )
+    yield running
+    running.stop()
+
+
+def endpoint(account: Account, url: str, **options: Any) -> WebhookEndpoint:
+    made = endpoints.create(credential(account), {"url": url, **options})
+    return WebhookEndpoint.objects.get(pk=made["id"])
+
+
+def finish(job: Job) -> None:
+    lifecycle.succeed(prepared(job), ARTIFACT)
+
+
+def due_now() -> None:
+    WebhookDelivery.objects.update(next_at=Now() - timedelta(seconds=1))
+    WebhookLane.objects.update(open_until=None)
+
+
+def test_a_finished_job_is_told_and_the_reference_verifier_accepts_it(
+    alice: Account, receiver: Receiver
+) -> None:
+    hook = endpoint(alice, receiver.url)
+    job = make_job(alice, metadata={"order": "17"})
+    finish(job)
+    assert deliveries.deliver_next()
+    (call,) = receiver.calls
+    body = Webhook(str(hook.secret)).verify(call.body, call.headers)
+    assert body["type"] == "job.succeeded"
+    assert body["data"]["id"] == str(job.pk)
+    assert body["data"]["metadata"] == {"order": "17"}
+    assert body["data"]["video"]["url"].startswith("http")
+    assert WebhookDelivery.objects.get().state == "delivered"
+
+
+def test_the_ed25519_signature_verifies_with_the_public_key(
+    alice: Account, receiver: Receiver
+) -> None:
+    endpoint(alice, receiver.url)
+    finish(make_job(alice))
+    deliveries.deliver_next()
+    (call,) = receiver.calls
+    parts = call.headers["webhook-signature"].split(" ")
+    (signature,) = [p.removeprefix("v1a,") for p in parts if p.startswith("v1a,")]
+    key = base64.b64decode(webhooks.public_key().removeprefix("whpk_"))
+    signed = f"{call.headers['webhook-id']}.{call.headers['webhook-timestamp']}."
+    Ed25519PublicKey.from_public_bytes(key).verify(
+        base64.b64decode(signature), signed.encode() + call.body
+    )
+
+
+def test_a_job_tells_its_own_address_signed_with_the_accounts_secret(
+    alice: Account, receiver: Receiver
+) -> None:
+    finish(make_job(alice, webhook=WebhookTarget(url=receiver.url)))
+    deliveries.deliver_next()
+    secret = endpoints.keys(credential(alice), {})["secret"]
+    Webhook(secret).verify(receiver.calls[0].body, receiver.calls[0].headers)
+
+
+def test_failed_and_canceled_jobs_are_told_too(
+    alice: Account, receiver: Receiver
+) -> None:
+    endpoint(alice, receiver.url)
+    make_job(alice)
+    lifecycle.fail(claim("media"), InputRejected("bad", field="image"))
+    lifecycle.cancel(make_job(alice))
+    while deliveries.deliver_next():
+        pass
+    told = {json.loads(call.body)["type"] for call in receiver.calls}
+    assert told == {"job.failed", "job.canceled"}
+
+
+def test_an_endpoint_gets_only_the_events_it_asked_for(
+    alice: Account, receiver: Receiver
+) -> None:
+    endpoint(alice, receiver.url, events=["job.failed"])
+    finish(make_job(alice))
+    assert not deliveries.deliver_next()
+
+
+def test_a_failed_try_is_repeated_with_the_same_id_and_a_new_signature(
+    alice: Account, receiver: Receiver
+) -> None:
+    endpoint(alice, receiver.url)
+    receiver.statuses = [500]
+    finish(make_job(alice))
+    deliveries.deliver_next()
+    assert not deliveries.deliver_next()  # not due yet
+    due_now()
+    deliveries.deliver_next()
+    first, second = receiver.calls
+    assert first.headers["webhook-id"] == second.headers["webhook-id"]
+    delivery = WebhookDelivery.objects.get()
+    assert [entry["status"] for entry in delivery.log] == [500, 200]
+    assert delivery.state == "delivered"
+
+
+def test_the_schedule_is_kept_and_ends(alice: Account, receiver: Receiver) -> None:
+    endpoint(alice, receiver.url)
+    receiver.statuses = [500] * 20
+    finish(make_job(alice))
+    pauses = deliveries.SCHEDULES["standard"].pauses_seconds
+    for number, pause in enumerate(pauses, start=1):
+        assert deliveries.deliver_next(), number
+        delivery = WebhookDelivery.objects.get()
+        if number < len(pauses):
+            left = (delivery.next_at - Job.objects.get().finished_at).total_seconds()  # type: ignore[operator]
+            assert left >= pauses[number] * 0.99, pause
+        due_now()
+    assert WebhookDelivery.objects.get().state == "failed"
+    assert len(receiver.calls) == 8
+
+
+def test_retry_after_is_honoured(alice: Account, receiver: Receiver) -> None:
+    endpoint(alice, receiver.url)
+    receiver.statuses, receiver.headers = [503], {"Retry-After": "900"}
+    finish(make_job(alice))
+    deliveries.deliver_next()
+    soon = WebhookDelivery.objects.filter(next_at__lt=Now() + timedelta(seconds=890))
+    assert not soon.exists()
+
+
+def test_redirects_count_as_failures(alice: Account, receiver: Receiver) -> None:
+    endpoint(alice, receiver.url)
+    receiver.statuses = [302]
+    receiver.headers = {"Location": receiver.url}
+    finish(make_job(alice))
+    deliveries.deliver_next()
+    assert len(receiver.calls) == 1
+    assert WebhookDelivery.objects.get().state == "pending"
+
+
+def test_gone_switches_the_endpoint_off_and_tells_the_others(
+    alice: Account, receiver: Receiver
+) -> None:
+    gone = endpoint(alice, receiver.url, events=["job.succeeded"])
+    endpoint(alice, receiver.url + "/other", events=["endpoint.disabled"])
+    receiver.statuses = [410]
+    finish(make_job(alice))
+    while deliveries.deliver_next():
+        pass
+    gone.refresh_from_db()
+    assert not gone.is_enabled
+    body = json.loads(receiver.calls[-1].body)
+    assert body["type"] == "endpoint.disabled"
+    assert body["data"]["endpoint_id"] == str(gone.pk)
+    assert Incident.objects.get().kind == "webhook_endpoint"
+
+
+def test_at_most_1_kb_of_an_answer_is_kept(alice: Account, receiver: Receiver) -> None:
+    endpoint(alice, receiver.url)
+    receiver.answer = b"x" * 10_000_000
+    finish(make_job(alice))
+    deliveries.deliver_next()
+    assert len(WebhookDelivery.objects.get().log[0]["answer"]) <= 1024
+
+
+def test_a_dead_receivers_lane_is_closed_and_others_are_served(
+    alice: Account, receiver: Receiver
+) -> None:
+    dead = endpoint(alice, "http://127.0.0.1:9/")
+    alive = endpoint(alice, receiver.url)
+    for _ in range(6):
+        finish(make_job(alice))
+    while deliveries.deliver_next():
+        pass
+    assert len(receiver.calls) == 6
+    assert not WebhookDelivery.objects.filter(endpoint=alive, state="pending").exists()
+    lane = WebhookLane.objects.get(key=f"endpoint:{dead.pk}")
+    assert lane.failures_in_row == deliveries.LANE_FAILURES_TO_OPEN
+    assert lane.open_until is not None
+
+
+def test_both_secrets_sign_for_a_while_after_a_rotation(
+    alice: Account, receiver: Receiver
+) -> None:
+    hook = endpoint(alice, receiver.url)
+    old = str(hook.secret)
+    new = endpoints.rotate(credential(alice), {"id": str(hook.pk)})["secret"]
+    finish(make_job(alice))
+    deliveries.deliver_next()
+    (call,) = receiver.calls
+    assert new != old
+    for secret in (old, new):
+        Webhook(secret).verify(call.body, call.headers)
+
+
+def test_a_delivery_is_sent_again_on_request(
+    alice: Account, receiver: Receiver
+) -> None:
+    endpoint(alice, receiver.url)
+    finish(make_job(alice))
+    deliveries.deliver_next()
+    endpoints.replay(
+        credential(alice), {"delivery": str(WebhookDelivery.objects.get().pk)}
+    )
+    deliveries.deliver_next()
+    first, second = receiver.calls
+    assert first.headers["webhook-id"] == second.headers["webhook-id"]
+
+
+def test_a_test_event_reaches_its_endpoint(alice: Account, receiver: Receiver) -> None:
+    hook = endpoint(alice, receiver.url)
+    endpoints.test(credential(alice), {"id": str(hook.pk)})
+    deliveries.deliver_next()
+    assert json.loads(receiver.calls[0].body)["type"] == "test"
+
+
+def test_a_low_balance_is_told_once(alice: Account, receiver: Receiver) -> None:
+    alice.low_balance_threshold_millicredits = 99_500
+    alice.save()
+    endpoint(alice, receiver.url, events=["balance.low"])
+    for _ in range(3):
+        make_job(alice)
+    while deliveries.deliver_next():
+        pass
+    assert len(receiver.calls) == 1
+    assert json.loads(receiver.calls[0].body)["data"] == {"available_credits": 99.0}
+
+
+def test_private_targets_are_never_called(alice: Account) -> None:
+    WebhookEndpoint.objects.create(
+        account=alice, mode="live", url="https://10.0.0.1/", secret="whsec_eHg="
+    )
+    finish(make_job(alice))
+    deliveries.deliver_next()
+    entry = WebhookDelivery.objects.get().log[0]
+    assert entry["status"] == 0
+    assert entry["answer"].startswith("refused")
