@@ -29,7 +29,13 @@ from django.db.models import QuerySet
 from django.db.models.functions import Now
 
 from billing import touches
-from billing.errors import BadRequest, InvalidKey, MissingScope, UnknownKey
+from billing.errors import (
+    BadRequest,
+    InvalidKey,
+    MissingScope,
+    UnknownAccount,
+    UnknownKey,
+)
 from billing.models import Account, ApiKey, Mode
 from billing.plans import PlanTerms, terms_of
 
@@ -87,22 +93,22 @@ def mint(
     """Make a key; return its row and the key itself, which nobody can show again."""
     if mode not in Mode.values:
         raise BadRequest("mode", f"must be one of {', '.join(Mode.values)}")
-    key_id = _base62(secrets.randbelow(62**8), 8)
-    secret = _base62(int.from_bytes(secrets.token_bytes(32)), 43)
+    key_id = base62(secrets.randbelow(62**8), 8)
+    secret = base62(int.from_bytes(secrets.token_bytes(32)), 43)
     unchecked = f"zoe_{mode}_{key_id}_{secret}"
     key = ApiKey(
         id=key_id,
         account=account,
         mode=mode,
         name=name,
-        digest=_digest(unchecked),
+        digest=digest_of(unchecked),
         scopes=list(canonical_scopes(scopes)),
         expires_at=expires_at,
         daily_spend_cap_millicredits=daily_spend_cap_millicredits,
     )
     key.save(force_insert=True)
     key.refresh_from_db(fields=["created_at"])
-    return key, f"{unchecked}_{_checksum(unchecked)}"
+    return key, f"{unchecked}_{checksum(unchecked)}"
 
 
 def canonical_scopes(scopes: Iterable[str]) -> tuple[str, ...]:
@@ -120,7 +126,7 @@ def is_well_formed(presented: str) -> bool:
     """Say by its form and checksum alone whether this may be one of our keys."""
     shape = _SHAPE.fullmatch(presented)
     return shape is not None and hmac.compare_digest(
-        _checksum(presented[:-7]), shape["check"]
+        checksum(presented[:-7]), shape["check"]
     )
 
 
@@ -129,13 +135,34 @@ def authenticate(presented: str) -> Credential:
     # fullmatch also bounds the length, so nothing large is ever hashed
     if not is_well_formed(presented):
         raise InvalidKey
-    digest = _digest(presented[:-7])
+    digest = digest_of(presented[:-7])
     credential = _remembered(digest)
     if credential is None:
         credential = _look_up(presented.split("_")[2], digest)
         _remember(digest, credential)
     touches.note(credential.key_id)
     return credential
+
+
+def on_behalf_of(account_id: UUID, mode: str) -> Credential:
+    """Return what lets an operator act for the account, without a key of its own.
+
+    Raises UnknownAccount.
+    """
+    account = Account.objects.select_related("plan").filter(pk=account_id).first()
+    if account is None:
+        raise UnknownAccount(f"no account {account_id}")
+    return Credential(
+        account_id=account.pk,
+        key_id="",
+        mode=mode,
+        scopes=frozenset(SCOPES),
+        plan=terms_of(account.plan),
+        expires_at=None,
+        requests_per_minute=None,
+        daily_spend_cap_millicredits=None,
+        account_daily_spend_cap_millicredits=account.daily_spend_cap_millicredits,
+    )
 
 
 def _look_up(key_id: str, digest: bytes) -> Credential:
@@ -169,16 +196,18 @@ def _is_usable(key: ApiKey) -> bool:
     )
 
 
-def _digest(unchecked: str) -> bytes:
+def digest_of(unchecked: str) -> bytes:
+    """Return what is stored of a key: an HMAC of all before its checksum."""
     pepper = settings.API_KEY_PEPPER.encode()
     return hmac.digest(pepper, unchecked.encode(), hashlib.sha256)
 
 
-def _checksum(unchecked: str) -> str:
-    return _base62(zlib.crc32(unchecked.encode()), 6)
+def checksum(unchecked: str) -> str:
+    """Return the last part of a key, which finds mistyped ones without a question."""
+    return base62(zlib.crc32(unchecked.encode()), 6)
 
 
-def _base62(number: int, width: int) -> str:
+def base62(number: int, width: int) -> str:
     digits = []
     for _ in range(width):
         number, digit = divmod(number, 62)
@@ -250,6 +279,15 @@ def create_key(
         name=name,
         daily_spend_cap_millicredits=daily_spend_cap_millicredits,
     )
+
+
+def revoke_all(account_id: UUID) -> int:
+    """Stop every key of the account for good; return how many still worked."""
+    stopped = ApiKey.objects.filter(
+        account_id=account_id, revoked_at__isnull=True
+    ).update(revoked_at=Now())
+    forget()
+    return stopped
 
 
 def revoke(*, account_id: UUID, key_id: str) -> ApiKey:

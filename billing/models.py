@@ -66,6 +66,8 @@ class Account(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     name = models.CharField(max_length=200, db_index=True)
     plan = models.ForeignKey(Plan, on_delete=models.PROTECT, related_name="accounts")
+    #: The operator's own name for it, such as the id in their shop.
+    reference = models.CharField(max_length=200, null=True, blank=True, unique=True)  # noqa: DJ001 - unique where set
     #: A disabled account's keys stop working within seconds.
     is_active = models.BooleanField(default=True)
     #: Holding credits below this mark is worth telling the customer.
@@ -75,6 +77,8 @@ class Account(models.Model):
     #: Per wallet and UTC day: what is held or was captured, less refunds.
     daily_spend_cap_millicredits = models.PositiveBigIntegerField(null=True, blank=True)
     created_at = models.DateTimeField(db_default=Now(), editable=False)
+    #: Its people, files and prompts are gone; the books are kept.
+    deleted_at = models.DateTimeField(null=True, blank=True, editable=False)
 
     class Meta:
         ordering = ["name"]
@@ -151,6 +155,43 @@ class ApiKey(models.Model):
 
     def __str__(self) -> str:
         return f"zoe_{self.mode}_{self.id}"
+
+
+class OperatorKey(models.Model):
+    """A program's key to the operator API. Only an HMAC is kept; it is shown once."""
+
+    #: The middle part of the key, eight base62 characters; not a secret.
+    id = models.CharField(primary_key=True, max_length=8, editable=False)
+    #: The operator in whose name it acts; with this person it stops working.
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="operator_keys"
+    )
+    name = models.CharField(max_length=100)
+    digest = models.BinaryField(editable=False)
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+    expires_at = models.DateTimeField(null=True, blank=True)
+    revoked_at = models.DateTimeField(null=True, blank=True, editable=False)
+
+    class Meta:
+        ordering = ["-created_at", "id"]
+
+    def __str__(self) -> str:
+        return f"zoe_operator_{self.id}"
+
+
+class OneTimePassword(models.Model):
+    """Says that the user's password was made for them and must be changed first."""
+
+    user = models.OneToOneField(
+        settings.AUTH_USER_MODEL,
+        on_delete=models.CASCADE,
+        primary_key=True,
+        related_name="one_time_password",
+    )
+    made_at = models.DateTimeField(db_default=Now(), editable=False)
+
+    def __str__(self) -> str:
+        return f"one-time password of {self.user_id}"
 
 
 class Wallet(models.Model):

@@ -17,6 +17,8 @@ from billing import secrets
 from jobs import states
 
 STATUS_CHOICES = [(status.value, status.value) for status in states.Status]
+#: In a fixed order, or each process would find its own constraint changed.
+ACTIVE_STATUSES = ["running", "queued"]
 STEP_CHOICES = [(step.value, step.value) for step in states.Step]
 
 
@@ -130,7 +132,7 @@ class Job(models.Model):
             ),
             models.CheckConstraint(
                 name="a_finished_job_has_an_end_and_no_lease",
-                condition=Q(status__in=[s.value for s in states.ACTIVE])
+                condition=Q(status__in=ACTIVE_STATUSES)
                 | Q(finished_at__isnull=False, lease_until__isnull=True, step="done"),
             ),
             models.CheckConstraint(
@@ -191,6 +193,18 @@ class Job(models.Model):
                 condition=Q(
                     files_expire_at__isnull=False, files_deleted_at__isnull=True
                 ),
+            ),
+            models.Index(
+                fields=["finished_at"],
+                name="job_left_files",
+                condition=Q(
+                    status__in=["failed", "canceled"], files_deleted_at__isnull=True
+                ),
+            ),
+            models.Index(
+                fields=["finished_at"],
+                name="job_left_master",
+                condition=Q(finished_at__isnull=False) & ~Q(master={}),
             ),
             models.Index(
                 fields=["provider_job_id"],
@@ -539,8 +553,9 @@ class Incident(models.Model):
     seen_at = models.DateTimeField(db_default=Now())
     resolved_at = models.DateTimeField(null=True, blank=True)
     resolved_by = models.CharField(max_length=150, blank=True)
-    #: When the operator's webhook took it.
+    #: When the operator's webhook took it, and when it took that it was over.
     told_at = models.DateTimeField(null=True, blank=True)
+    end_told_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:
         ordering: ClassVar = ["-opened_at"]
@@ -554,6 +569,36 @@ class Incident(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.subject}"
+
+
+class DeletionRecord(models.Model):
+    """Files that are gone from storage for good: which, when, why and by whom."""
+
+    class Reason(models.TextChoices):
+        EXPIRED = "expired"  # their time was up
+        REQUESTED = "requested"  # their owner asked
+        UNFINISHED = "unfinished"  # of a job that failed or was canceled
+        WORK = "work"  # a frame store nobody needs after the end
+        ORPHAN = "orphan"  # no job names them: a late worker's upload
+        ACCOUNT = "account"  # the account was deleted
+        MISSING = "missing"  # found gone, after a restore for example
+
+    #: Null for files of no known job; the account is kept as text for the same reason.
+    job = models.ForeignKey(
+        Job, on_delete=models.PROTECT, null=True, related_name="deletions"
+    )
+    account_id = models.CharField(max_length=36, blank=True)
+    keys = models.JSONField(default=list)
+    reason = models.CharField(max_length=10, choices=Reason)
+    #: Who asked; empty for the platform itself.
+    actor = models.CharField(max_length=150, blank=True)
+    at = models.DateTimeField(db_default=Now(), db_index=True)
+
+    class Meta:
+        ordering: ClassVar = ["-id"]
+
+    def __str__(self) -> str:
+        return f"{len(self.keys)} files, {self.reason}"
 
 
 class ModelAlias(models.Model):

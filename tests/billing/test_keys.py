@@ -32,7 +32,7 @@ def minted(bob: Customer) -> Minted:
 
 def resealed(unchecked: str) -> str:
     """Put a right checksum on a key that somebody made up."""
-    return f"{unchecked}_{keys._checksum(unchecked)}"
+    return f"{unchecked}_{keys.checksum(unchecked)}"
 
 
 def test_a_new_key_works_at_once_and_says_whose_it_is(
