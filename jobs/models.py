@@ -175,9 +175,9 @@ class Job(models.Model):
                 fields=["account", "mode", "-created_at", "-id"], name="job_of_account"
             ),
             models.Index(
-                fields=["next_poll_at"],
-                name="job_to_poll",
-                condition=Q(next_poll_at__isnull=False),
+                fields=["provider_account", "next_poll_at"],
+                name="job_at_provider",
+                condition=Q(provider_account__isnull=False, status="running"),
             ),
             models.Index(
                 fields=["start_by"],
