@@ -4,7 +4,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ("jobs", "0002_ended_jobs_stay_ended"),
+        ("jobs", "0003_deletions_and_ends"),
     ]
 
     operations = [
