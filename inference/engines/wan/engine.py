@@ -104,6 +104,9 @@ class WanEngine:
         self._probed: attention.Probed | None = None
         self._broken: str | None = None
         self._tiled = False
+        self._running: tuple[Model] | None = None
+        #: the last job, if its memory ran out: known only once its frames are made
+        self._tiled_jobs: frozenset[str] = frozenset()
         #: seconds of the last job by stage, for benchmarks and metrics
         self.spent: dict[str, float] = {}
 
@@ -155,9 +158,15 @@ class WanEngine:
     ) -> Iterator[Frame]:
         if self._broken is not None:
             raise EngineBroken(f"this process can make no more videos: {self._broken}")
+        if self._running is not None:
+            # Its generator was dropped without being closed; it may not touch ours.
+            (left,) = self._running
+            self._running = None
+            self._clean(left, failed=True)
         self._tiled, self.spent = False, {}
         # Check
         job = self._job(request)
+        running = self._running = (job.model,)
         meter = Meter(
             self._work(job),
             on_progress=on_progress,
@@ -179,14 +188,20 @@ class WanEngine:
                     yield frame
             lively.check()
             failed = False
+            self._tiled_jobs = frozenset([request.reference] * self._tiled)
         except EngineBroken as error:
             self._broken = str(error)
             raise
         finally:
-            self._clean(job.model, failed=failed)
+            if self._running is running:
+                self._running = None
+                self._clean(job.model, failed=failed)
 
     def fingerprint(self, request: RenderRequest) -> Mapping[str, str]:
-        """What besides the request decides the latents."""
+        """What besides the request decides the latents.
+
+        Ask after the frames: only then is it known whether the VAE had to go in tiles.
+        """
         model = self._model_for(request)
         distilled, cached = self._mode(request)
         chosen = self._loras(request, model, distilled)
@@ -207,7 +222,7 @@ class WanEngine:
             "compiled": str(self._compiled),
             "device": _device_name(self.device),
             "dtype": str(loading.dtypes(self.device)["transformer"]),
-            "vae": "tiled" if self._tiled else "whole",
+            "vae": "tiled" if request.reference in self._tiled_jobs else "whole",
         }
 
     def mode_label(self, request: RenderRequest) -> str:

@@ -82,10 +82,10 @@ class LoraFiles:
         options = context.options
         self._context = context
         self._folder = context.weights / ".loras"
-        self._aliases: Mapping[str, Alias] = {
-            name: row if isinstance(row, Alias) else Alias(**row)
-            for name, row in options.get("lora_aliases", {}).items()
-        }
+        # Asked anew each time: it may be a view of a table that operators edit.
+        self._aliases: Mapping[str, Alias | Mapping[str, str]] = options.get(
+            "lora_aliases", {}
+        )
         self._sources = frozenset(options.get("lora_sources", ()))
         self._file_bytes, self._folder_bytes = file_bytes, folder_bytes
 
@@ -95,8 +95,9 @@ class LoraFiles:
         Raises InputRejected (field ``loras``) for an unknown name, a host that is not
         listed, a file that is too large or differs from the one that was registered.
         """
-        alias = self._aliases.get(path)
-        if alias is not None:
+        row = self._aliases.get(path)
+        if row is not None:
+            alias = row if isinstance(row, Alias) else Alias(**row)
             return self._from_storage(path, alias)
         address = _address(path, self._sources)
         if address is None:

@@ -55,21 +55,20 @@ def stream(
     vae: AutoencoderKLWan, latents: torch.Tensor, tick: Tick
 ) -> Generator[list[Frame], None, None]:
     """Yield the clip's frames in chunks of 1, 4, 4, 4… as (height, width, 3) uint8."""
-    vae.clear_cache()
-    try:
-        ready = _post_quantized(vae, latents)
-        waiting: _Leaving | None = None
-        for index in range(ready.shape[2]):
-            leaving = _Leaving(_decoded(vae, ready, index))
-            tick()
-            # The next chunk is under way on the device; only now wait for this one.
-            if waiting is not None:
-                yield waiting.frames()
-            waiting = leaving
+    ready = _post_quantized(vae, latents)
+    # What the causal convolutions remember belongs to this clip, not to the VAE: stopping
+    # here leaves nothing behind.
+    memory: list[torch.Tensor | None] = [None] * vae._cached_conv_counts["decoder"]
+    waiting: _Leaving | None = None
+    for index in range(ready.shape[2]):
+        leaving = _Leaving(_decoded(vae, ready, index, memory))
+        tick()
+        # The next chunk is under way on the device; only now wait for this one.
         if waiting is not None:
             yield waiting.frames()
-    finally:
-        vae.clear_cache()
+        waiting = leaving
+    if waiting is not None:
+        yield waiting.frames()
 
 
 def tiled(
@@ -122,14 +121,18 @@ def _post_quantized(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tenso
 
 
 @torch.no_grad()
-def _decoded(vae: AutoencoderKLWan, ready: torch.Tensor, index: int) -> torch.Tensor:
+def _decoded(
+    vae: AutoencoderKLWan,
+    ready: torch.Tensor,
+    index: int,
+    memory: list[torch.Tensor | None],
+) -> torch.Tensor:
     """Return chunk ``index``, (1, 3, 1 or 4, height, width) in -1..1."""
-    vae._conv_idx = [0]
     first = {"first_chunk": True} if index == 0 else {}
     chunk = vae.decoder(
         ready[:, :, index : index + 1],
-        feat_cache=vae._feat_map,
-        feat_idx=vae._conv_idx,
+        feat_cache=memory,
+        feat_idx=[0],
         **first,
     )
     if vae.config.patch_size is not None:

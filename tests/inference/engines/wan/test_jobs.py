@@ -253,6 +253,19 @@ def test_a_caller_that_walks_away_leaves_a_clean_engine(
     assert np.array_equal(clip(engine, request), clip(make_engine("2.1"), request))
 
 
+def test_a_generator_that_was_never_closed_cannot_spoil_the_next_job(
+    engines: Engines, make_engine: MakeEngine
+) -> None:
+    engine, request = engines("2.1"), ask("2.1", frames=17)
+    forgotten: Any = make_frames(engine, request)
+    next(forgotten)
+    following: Any = make_frames(engine, request)
+    made = [next(following)]
+    forgotten.close()  # as late as the garbage collector likes
+    made += list(following)
+    assert np.array_equal(np.stack(made), clip(make_engine("2.1"), request))
+
+
 # When the device is too small or breaks
 
 
