@@ -71,7 +71,7 @@ check: $(VENV)/.dev
 	$(BIN)/mypy $(CODE)
 	$(BIN)/lint-imports
 	$(PY) -W ignore::RuntimeWarning manage.py makemigrations --check --dry-run --settings tests.settings
-	PUBLIC_URL=https://zoetrope.example $(PY) -W error manage.py check --deploy --fail-level WARNING --settings tests.settings
+	PUBLIC_URL=https://zoetrope.example TRUSTED_PROXIES=192.0.2.1 $(PY) -W error manage.py check --deploy --fail-level WARNING --settings tests.settings
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -49,7 +50,13 @@ def ring(self: Task[Any, Any], queue: str) -> None:
             return
         claim = claims.claim_next(queue, worker=_worker_name(self))
         if claim is not None:
-            with heart.hold(claim) as held, _shown_in_flower(self, held):
+            with (
+                structlog.contextvars.bound_contextvars(
+                    job=str(claim.job_id), account=str(claim.account_id)
+                ),
+                heart.hold(claim) as held,
+                _shown_in_flower(self, held),
+            ):
                 _do(held)
     finally:
         close_old_connections()
@@ -58,8 +65,10 @@ def ring(self: Task[Any, Any], queue: str) -> None:
 def _do(held: Held) -> None:
     claim = held.claim
     job_log = log.bind(job=str(claim.job_id), step=claim.step.value, fence=claim.fence)
+    began = time.monotonic()
     try:
         steps.run(held)
+        job_log.info("step_done", seconds=round(time.monotonic() - began, 3))
     except lifecycle.Superseded:
         job_log.info("claim_superseded")
     except Stopped:

@@ -1,11 +1,13 @@
 """How every process logs: one line per event, JSON unless a person is watching.
 
 Only names, ids and numbers belong in a log; prompts, keys and URLs with a signature do
-not. Values under a name that sounds like a secret are cut out in any case.
+not. Values under a name that sounds like a secret are cut out in any case, and so is
+what has the form of one inside any other value.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -13,13 +15,29 @@ import structlog
 from structlog.typing import EventDict, WrappedLogger
 
 HIDDEN: Final = ("password", "secret", "token", "authorization", "api_key", "cookie")
+#: Our API keys and webhook secrets; signatures in URLs; the row that a failed constraint
+#: prints, which may hold a prompt; a password in a URL.
+_SECRETS: Final = re.compile(
+    r"(?P<key>zoe_(?:live|test)_[0-9A-Za-z]{8})_\w+"
+    r"|(?P<hook>whsec_)[\w+/=]+"
+    r"|(?P<query>(?:Signature|X-Amz-Credential|X-Amz-Security-Token)=)[^&\s\"']+"
+    r"|(?P<row>Failing row contains ).*"
+    r"|(?P<url>://[^/\s:@]*:)[^/\s@]+(?=@)"
+)
+_MARKS: Final = ("zoe_", "whsec_", "Signature=", "Failing row", "://")
 
 
 def hide_secrets(_: WrappedLogger, __: str, event: EventDict) -> Mapping[str, Any]:
-    for name in event:
+    for name, value in event.items():
         if any(word in name.lower() for word in HIDDEN):
             event[name] = "[hidden]"
+        elif isinstance(value, str) and any(mark in value for mark in _MARKS):
+            event[name] = _SECRETS.sub(_shortened, value)
     return event
+
+
+def _shortened(found: re.Match[str]) -> str:
+    return f"{found[found.lastgroup or 0]}[hidden]"
 
 
 SHARED: Final[list[Any]] = [

@@ -126,6 +126,7 @@ INSTALLED_APPS = [
     "project",
 ]
 MIDDLEWARE = [
+    "project.proxies.ProxyMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -204,7 +205,6 @@ AUTH_PASSWORD_VALIDATORS = [
 AXES_FAILURE_LIMIT = env.integer("LOGIN_FAILURES", 5, minimum=1)
 AXES_COOLOFF_TIME = env.number("LOGIN_LOCK_HOURS", 1.0)
 AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
-AXES_IPWARE_PROXY_COUNT = len(TRUSTED_PROXIES) or None
 OTP_TOTP_ISSUER = "Zoetrope"
 
 # --- REST framework -------------------------------------------------------------------
@@ -306,5 +306,6 @@ CELERY_EVENT_QUEUE_TTL = 60.0
 # --- Logs -----------------------------------------------------------------------------
 LOG_LEVEL = env.text("LOG_LEVEL", "INFO").upper()
 LOG_JSON = env.boolean("LOG_JSON", not sys.stderr.isatty())
+LOG_PROMPTS = env.boolean("LOG_PROMPTS", False)  # customers' words, in clear
 LOGGING = logging.configuration(level=LOG_LEVEL, as_json=LOG_JSON)
 structlog.configure(**logging.STRUCTLOG)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import structlog
 from django.db import InterfaceError, OperationalError
@@ -27,7 +27,7 @@ from django.views.defaults import server_error
 from billing import errors as billing_errors
 from billing import keys, throttles
 from jobs import idempotency
-from jobs.api import bodies, operations
+from jobs.api import bodies, journal, operations
 from jobs.dialects import base, load_dialect
 from jobs.dialects.base import Dialect, Operation, Route, WireRequest, WireResponse
 from jobs.errors import (
@@ -67,14 +67,24 @@ class Endpoint:
         method = "GET" if request.method == "HEAD" else str(request.method)
         route = self.routes.get(method)
         wire = _wire(request, params, route)
-        try:
-            return _serve(request, dialect, route, wire, list(self.routes))
-        except ApiError as refused:
-            return _refusal(dialect, refused, wire)
-        except (OperationalError, InterfaceError) as error:
-            # Postgres is away or overloaded: nothing was committed, so it may be retried.
-            log.error("database_unavailable", error=str(error))
-            return _refusal(dialect, ServiceUnavailable(), wire)
+        with journal.call(wire, dialect=dialect.name, path=self.path) as entry:
+            try:
+                answer = _serve(request, dialect, route, wire, list(self.routes))
+            except Unauthenticated as refused:
+                answer = _refusal(dialect, _counted(request, refused), wire)
+            except ApiError as refused:
+                answer = _refusal(dialect, refused, wire)
+            except (OperationalError, InterfaceError) as error:
+                # Postgres is away or overloaded: nothing was committed, so the call
+                # may be repeated.
+                log.error("database_unavailable", error=str(error))
+                answer = _refusal(dialect, ServiceUnavailable(), wire)
+            entry.status = answer.status_code
+        return answer
+
+    @property
+    def path(self) -> str:
+        return next(iter(self.routes.values())).path
 
 
 def _serve(
@@ -90,6 +100,7 @@ def _serve(
         raise MethodNotAllowed(allowed)
     rate: Mapping[str, str] = {}
     if credential is not None:
+        journal.who(credential)
         rate = _spend_request(credential, creates=route.operation in CREATING)
     with _shown_in_refusals(rate):
         if credential is not None:
@@ -118,7 +129,7 @@ def _shown_in_refusals(rate: Mapping[str, str]) -> Iterator[None]:
 
 
 def _answer(call: operations.Call, command: base.Command) -> WireResponse:
-    run = partial(operations.RUN[call.route.operation], call, command)
+    run = partial(_noted, operations.RUN[call.route.operation], call, command)
     if call.route.operation not in CREATING:
         return call.route.render(run(), call.wire)
     credential = call.require_credential()
@@ -129,6 +140,12 @@ def _answer(call: operations.Call, command: base.Command) -> WireResponse:
         wire=call.wire,
         create=lambda: call.route.render(run(), call.wire),
     )
+
+
+def _noted(run: operations.Run, call: operations.Call, command: base.Command) -> Any:
+    result = run(call, command)
+    journal.what(result)
+    return result
 
 
 # --------------------------------------------------------------------- the door
@@ -159,6 +176,20 @@ def _authenticate(dialect: Dialect, wire: WireRequest) -> keys.Credential:
         raise Unauthenticated from error
 
 
+def _counted(request: HttpRequest, refused: Unauthenticated) -> ApiError:
+    """Slow an address that keeps presenting keys which are none."""
+    allowance = throttles.take_for_bad_key(journal.place_of(request))
+    return refused if allowance.allowed else _too_often(allowance)
+
+
+def _too_often(allowance: throttles.Allowance) -> RateLimited:
+    return RateLimited(
+        retry_after_seconds=allowance.retry_after,
+        limit=allowance.limit,
+        headers=allowance.headers(),
+    )
+
+
 def _require(credential: keys.Credential, route: Route) -> None:
     try:
         credential.require(cast("str", route.scope))
@@ -169,11 +200,7 @@ def _require(credential: keys.Credential, route: Route) -> None:
 def _spend_request(credential: keys.Credential, *, creates: bool) -> Mapping[str, str]:
     allowance = throttles.take(credential, creates=creates)
     if not allowance.allowed:
-        raise RateLimited(
-            retry_after_seconds=allowance.retry_after,
-            limit=allowance.limit,
-            headers=allowance.headers(),
-        )
+        raise _too_often(allowance)
     return allowance.headers()
 
 
@@ -221,7 +248,11 @@ def unknown(request: HttpRequest, **_: str) -> HttpResponseBase:
     """Answer a path nobody serves, in the shape of the dialect it looks like."""
     dialect = dialect_of(request.path)
     wire = _wire(request, {}, None)
-    return _refusal(dialect, RouteNotFound(), wire)
+    # The path itself stays out of the log: whoever mistyped may have put a key there.
+    with journal.call(wire, dialect=dialect.name, path="unknown") as entry:
+        answer = _refusal(dialect, RouteNotFound(), wire)
+        entry.status = answer.status_code
+    return answer
 
 
 def broken(request: HttpRequest) -> HttpResponseBase:
