@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final
 from inference.errors import RenderError, StorageUnavailable
 
 if TYPE_CHECKING:
+    from botocore.response import StreamingBody
     from mypy_boto3_s3 import S3Client
 
 CONNECT_SECONDS: Final = 3.0
@@ -170,6 +171,18 @@ class Storage:
         expected = answer["Metadata"].get("sha256")
         if expected and hasher.hexdigest() != expected:
             raise StorageUnavailable(f"{key} came back damaged")
+
+    def open(self, key: str) -> tuple[int, Iterator[bytes]]:
+        """Return the object's size and its bytes in blocks, to pass on as they come."""
+        with self._errors(key):
+            answer = self._client.get_object(
+                Bucket=self._bucket, Key=self._prefix + key
+            )
+        return answer["ContentLength"], self._blocks(key, answer["Body"])
+
+    def _blocks(self, key: str, body: StreamingBody) -> Iterator[bytes]:
+        with self._errors(key), contextlib.closing(body):
+            yield from body.iter_chunks(_BLOCK)
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove the objects; keys that hold nothing are fine."""
