@@ -207,6 +207,11 @@ class Job(models.Model):
                 condition=Q(finished_at__isnull=False) & ~Q(master={}),
             ),
             models.Index(
+                fields=["finished_at"],
+                name="job_ended",
+                condition=Q(finished_at__isnull=False),
+            ),
+            models.Index(
                 fields=["provider_job_id"],
                 name="job_by_provider_id",
                 condition=~Q(provider_job_id=""),
