@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +27,7 @@ from project.supervisor import set_death_signal
 ROOT: Final = Path(__file__).resolve().parent.parent
 PHOTO: Final = ROOT / "tests" / "photos" / "astronaut.jpg"
 MANAGE: Final = (sys.executable, str(ROOT / "manage.py"))
-CREDITS: Final = 100
+CREDITS: Final = 1000
 POLL_SECONDS: Final = 0.5
 JOB_SECONDS: Final = 1800.0
 BAR_WIDTH: Final = 30
@@ -106,15 +106,34 @@ def fake_of(provider: str) -> Iterator[Fake]:
         process.stdout.close()
 
 
-def model_of(provider: str) -> str:
-    """Return the first public model that this provider can make."""
+@dataclass(frozen=True)
+class Ask:
+    """What to send to show a provider, and the route it needs beside the catalogue's."""
+
+    model: str
+    fields: dict[str, str] = field(default_factory=dict)
+    route: str = ""
+
+
+# Any server that speaks the OpenAI Videos format: the catalogue cannot know its models.
+ASKS: Final = {
+    "openai_videos": Ask(
+        "wan2.7-i2v", {"seconds": "4", "resolution": "720p"}, "wan2.7-i2v=sora-2"
+    )
+}
+
+
+def ask_for(provider: str) -> Ask:
+    """Return how to ask for the first public model that this provider can make."""
+    if provider in ASKS:
+        return ASKS[provider]
     for model in MODELS.values():
         if any(route.runner == provider for route in model.routes):
-            return model.name
+            return Ask(model.name)
     raise DemoFailed(f"no model is made by {provider!r}")
 
 
-def add_provider(env: dict[str, str], provider: str, fake: Fake) -> None:
+def add_provider(env: dict[str, str], provider: str, fake: Fake, route: str) -> None:
     """Enter the account as an operator would."""
     done = subprocess.run(
         [
@@ -123,6 +142,7 @@ def add_provider(env: dict[str, str], provider: str, fake: Fake) -> None:
             provider,
             "--name=demo",
             f"--base-url={fake.base_url}",
+            *([f"--route={route}"] if route else []),
         ],
         input=json.dumps(fake.credentials),
         env=env,

@@ -14,8 +14,9 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from inference import registry
+from inference.catalogue import MODELS
 from jobs import outside
-from jobs.models import ProviderAccount
+from jobs.models import ProviderAccount, Route
 
 
 class Command(BaseCommand):
@@ -25,6 +26,11 @@ class Command(BaseCommand):
         parser.add_argument("provider", choices=sorted(registry.PROVIDERS))
         parser.add_argument("--name", default="main")
         parser.add_argument("--base-url", help="default: the provider's own")
+        parser.add_argument(
+            "--route",
+            metavar="MODEL=WIRE_MODEL",
+            help="also let this provider make a public model, by its own name for it",
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         adapter = outside.adapter(options["provider"])
@@ -46,4 +52,21 @@ class Command(BaseCommand):
                 "out_of_order_at": None,
             },
         )
+        if options["route"]:
+            add_route(options["provider"], *options["route"].partition("=")[::2])
         self.stdout.write(f"{row} at {row.base_url}: {', '.join(sorted(kept))}")
+
+
+def add_route(provider: str, model: str, wire_model: str) -> None:
+    if model not in MODELS or not wire_model:
+        raise CommandError("--route takes PUBLIC_MODEL=WIRE_MODEL")
+    Route.objects.update_or_create(
+        model=model,
+        name=provider,
+        defaults={
+            "kind": Route.Kind.PROVIDER,
+            "queue": f"provider.{provider}",
+            "runner": provider,
+            "profile": wire_model,
+        },
+    )

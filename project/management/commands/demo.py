@@ -6,7 +6,6 @@ import os
 import signal
 import time
 from argparse import ArgumentParser
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -36,42 +35,41 @@ class Command(BaseCommand):
         self.started = time.monotonic()
         self.shown = ""
         try:
-            path, link = self.run(options)
+            path, link = self.demonstrate(options)
         except KeyboardInterrupt as interrupt:
             raise CommandError("stopped", returncode=130) from interrupt
         except (demo.DemoFailed, httpx.TransportError) as error:
             raise CommandError(str(error)) from error
         self.stdout.write(f"url    {link}\nvideo  {path}")
 
-    def run(self, options: dict[str, Any]) -> tuple[Path, str]:
+    def demonstrate(self, options: dict[str, Any]) -> tuple[Path, str]:
         home, provider = settings.ZOETROPE_HOME, options["provider"]
-        with ExitStack() as stack:
-            if not provider:
-                model = options["model"] or "motion"
-                env = os.environ | environment_for(model)
-                url = stack.enter_context(demo.stack(home, self.say, env=env))
-                return self.make_video(url, env, model, options)
-            if demo.running(home):
-                raise demo.DemoFailed(
-                    "a stack is running that may not reach the fake; stop it first"
-                )
-            model = options["model"] or demo.model_of(provider)
-            fake = stack.enter_context(demo.fake_of(provider))
+        if not provider:
+            ask = demo.Ask(options["model"] or "motion")
+            env = os.environ | environment_for(ask.model)
+            with demo.stack(home, self.say, env=env) as url:
+                return self.make_video(url, env, ask, options)
+        ask = demo.ask_for(provider)
+        if options["model"]:
+            ask = demo.Ask(options["model"])
+        if demo.running(home):
+            raise demo.DemoFailed("stop the running stack: it may not reach the fake")
+        with demo.fake_of(provider) as fake:
             self.say(f"a fake of {provider} serves {fake.base_url}")
             env = os.environ | {"EGRESS_ALLOW_HOSTS": fake.host}
-            url = stack.enter_context(demo.stack(home, self.say, env=env))
-            demo.add_provider(env, provider, fake)
-            return self.make_video(url, env, model, options)
+            with demo.stack(home, self.say, env=env) as url:
+                demo.add_provider(env, provider, fake, ask.route)
+                return self.make_video(url, env, ask, options)
 
     def make_video(
-        self, url: str, env: dict[str, str], model: str, options: dict[str, Any]
+        self, url: str, env: dict[str, str], ask: demo.Ask, options: dict[str, Any]
     ) -> tuple[Path, str]:
         key = demo.new_key(env)
         headers = {"Authorization": f"Bearer {key}"}
         with httpx.Client(base_url=url, headers=headers, timeout=60) as client:
-            fields = {"model": model, "prompt": options["prompt"]}
+            fields = {"model": ask.model, "prompt": options["prompt"], **ask.fields}
             job = demo.submit(client, options["photo"], fields)
-            self.say(f"POST {url}/v1/jobs  ->  job {job['id']} by {model}")
+            self.say(f"POST {url}/v1/jobs  ->  job {job['id']} by {ask.model}")
             job = demo.follow(client, job["id"], self.show)
         credits = job["credits"]
         self.say(f"held {credits['quoted']} credits, charged {credits['charged']}")
