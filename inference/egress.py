@@ -241,7 +241,7 @@ class Egress:
         resolver: Resolver = system_resolver,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
-        """``deny_hosts`` are names of our own that nobody may point us at."""
+        """``deny_hosts`` are names of our own that nobody may have posted to."""
         self._allowed = frozenset(entry.lower() for entry in allow_hosts)
         self._denied = frozenset(name.lower() for name in deny_hosts)
         self._resolver = resolver
@@ -307,7 +307,9 @@ class Egress:
         clock = _Clock(timeout_seconds)
         sent = {"content-type": "application/json", **_safe(headers)}
         try:
-            target = self._permitted(url, https_only=True)
+            target = _target(url, self._allowed, https_only=True)
+            if target.host in self._denied and not target.allowed:
+                raise _RefusedError("The URL leads back to this service.")
             with self._exchange("POST", target, sent, clock, body) as response:
                 kept = b""
                 try:
@@ -334,7 +336,7 @@ class Egress:
         clock = _Clock(deadline_seconds)
         try:
             for _hop in range(REDIRECTS_MAX + 1):
-                target = self._permitted(url)
+                target = _target(url, self._allowed, https_only=False)
                 sent = {"accept": accept}
                 with self._exchange("GET", target, sent, clock, None) as response:
                     headers = _headers(response)
@@ -349,12 +351,6 @@ class Egress:
             raise _rejected(refused, field) from refused
         except _NETWORK_ERRORS as error:
             raise _failed(error) from error
-
-    def _permitted(self, url: str, *, https_only: bool = False) -> Target:
-        target = _target(url, self._allowed, https_only=https_only)
-        if target.host in self._denied and not target.allowed:
-            raise _RefusedError("The URL leads back to this service.")
-        return target
 
     @contextlib.contextmanager
     def _exchange(

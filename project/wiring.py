@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from django.conf import settings
 
 from inference import egress
@@ -21,7 +23,10 @@ def context() -> Context:
             region=settings.S3_REGION,
             prefix=settings.S3_PREFIX,
         ),
-        egress=egress.Egress(allow_hosts=frozenset(settings.EGRESS_ALLOW_HOSTS)),
+        egress=egress.Egress(
+            settings.EGRESS_ALLOW_HOSTS,
+            deny_hosts=[urlsplit(settings.PUBLIC_URL).hostname or ""],
+        ),
         workdir=settings.WORK_DIR,
         weights=settings.WEIGHTS_DIR,
         options={},
