@@ -14,6 +14,8 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from inference import egress
 from inference.egress import Egress, check_url, is_public
@@ -644,3 +646,23 @@ def certificate(folder: Path, name: str) -> tuple[ssl.SSLContext, ssl.SSLContext
     server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server_side.load_cert_chain(pem)
     return server_side, ssl.create_default_context(cafile=str(pem))
+
+
+@settings(deadline=None, derandomize=True, max_examples=300)
+@given(
+    st.text(max_size=60)
+    | st.builds(
+        "{}://{}{}{}".format,
+        st.sampled_from(["http", "https", "HTTP", "ftp", ""]),
+        st.text(max_size=30),
+        st.sampled_from(["", ":80", ":443", ":x", ":٣"]),
+        st.text(max_size=30),
+    )
+)
+def test_no_text_breaks_the_check_and_what_passes_stays_as_it_is(url):
+    try:
+        target = check_url(url, allow_hosts=())
+    except InputRejected:
+        return
+    assert str(target).isascii()
+    assert check_url(str(target), allow_hosts=()) == target
