@@ -169,7 +169,7 @@ def wind(rng: Generator, length: int) -> Stereo:
 def rain(rng: Generator, length: int) -> Stereo:
     hiss = _stereo(lambda: _noise(rng, length, low=900, high=14_000, slope=-0.25))
     patter = _stereo(
-        lambda: _strikes(rng, length, per_second=260, ring_hz=(2_500, 7_500), ms=(1, 4))
+        lambda: _strikes(rng, length, per_second=180, ring_hz=(2_500, 7_500), ms=(1, 4))
     )
     drops = _stereo(
         lambda: _strikes(rng, length, per_second=9, ring_hz=(900, 2_400), ms=(6, 18))
@@ -233,7 +233,7 @@ def crowd(rng: Generator, length: int) -> Stereo:
     slow_rate = RATE // 4
     count = -(-length // 4)
     voices = np.zeros((count, 2), np.float32)
-    for _ in range(16):
+    for _ in range(12):
         place = rng.uniform(0.1, 0.9)
         voice = _voice(rng, count, rate=slow_rate) * rng.uniform(0.3, 1.0) ** 1.5
         voices += voice[:, None] * np.sqrt([1 - place, place]).astype(np.float32)
@@ -362,16 +362,25 @@ def _strikes(
     power: float = 1.8,
 ) -> Mono:
     """Return short ringing hits at random moments; few are loud, most are faint."""
-    out = np.zeros(length, np.float32)
-    for _ in range(int(rng.poisson(per_second * length / RATE)) + 1):
-        decay = rng.uniform(*ms) / 1000 * RATE
-        t = np.arange(int(decay * 5), dtype=np.float32)
-        hz = rng.uniform(*ring_hz)
-        hit = np.sin(np.float32(2 * np.pi * hz / RATE) * t) * np.exp(-t / decay)
-        start = int(rng.integers(0, length))
-        hit = hit[: length - start] * (rng.uniform(0.02, 1) ** power)
-        out[start : start + len(hit)] += hit.astype(np.float32)
-    return out
+    out = np.zeros(length + RATE, np.float32)
+    bank = [_ring(rng.uniform(*ring_hz), rng.uniform(*ms)) for _ in range(40)]
+    count = int(rng.poisson(per_second * length / RATE)) + 1
+    starts = rng.integers(0, length, count)
+    kinds = rng.integers(0, len(bank), count)
+    gains = (rng.uniform(0.02, 1, count) ** power).astype(np.float32)
+    for start, kind, gain in zip(
+        starts.tolist(), kinds.tolist(), gains.tolist(), strict=True
+    ):
+        hit = bank[kind]
+        out[start : start + len(hit)] += hit * gain
+    return out[:length]
+
+
+def _ring(hz: float, decay_ms: float) -> Mono:
+    decay = decay_ms / 1000 * RATE
+    t = np.arange(max(2, int(decay * 5)), dtype=np.float32)
+    wave = np.sin(np.float32(2 * np.pi * hz / RATE) * t) * np.exp(-t / decay)
+    return wave.astype(np.float32)
 
 
 def _voice(rng: Generator, count: int, *, rate: int) -> Mono:
@@ -391,7 +400,7 @@ def _voice(rng: Generator, count: int, *, rate: int) -> Mono:
     twice = 2 * np.cos(phase).astype(np.float32)
     before, now = np.zeros_like(sine), sine
     out = np.zeros(count, np.float32)
-    for harmonic in range(1, 19):
+    for harmonic in range(1, 15):
         gaps = (harmonic * pitch[:, None] - vowels) / np.array([90, 120, 180])
         levels = (np.array([1, 0.5, 0.25]) / (1 + gaps**2)).sum(axis=1) / harmonic**0.3
         out += now * np.interp(where, knots, levels).astype(np.float32)
@@ -462,7 +471,8 @@ def _fast_length(length: int) -> int:
 
 
 def _rms(samples: Stereo) -> float:
-    return float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
+    flat = np.ascontiguousarray(samples).ravel()
+    return float(np.sqrt(np.dot(flat, flat) / flat.size))
 
 
 def _unit(samples: Stereo) -> Stereo:

@@ -158,7 +158,7 @@ def finish_file(
         if keeps
         else _sound(output, context, tools, folder)
     )
-    stills, notes = _look_through(source, output, tools, folder)
+    stills, notes = _look_through(source, output, tools)
     return _deliver(
         source,
         track,
@@ -182,7 +182,7 @@ def revoice(
     """
     tools = tools_for(context)
     track, told = _sound(output, context, tools, folder)
-    stills, notes = _look_through(source, output, tools, folder)
+    stills, notes = _look_through(source, output, tools)
     return _deliver(
         source,
         track,
@@ -223,7 +223,7 @@ def _finish_with_its_sound(
 @dataclass(frozen=True)
 class _Made:
     video: Path
-    stills: StillFiles
+    stills: Stills
     notes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -298,7 +298,7 @@ def _press(
         options=context.options,
     )
     marks = Watermark(width, height, visible=output.watermark, test=output.test_mark)
-    sample = safety.FrameSample(output.frames)
+    sample = _sample(output, tools)
     stills = Stills(output.frames, fps=output.fps)
     video = folder / "video.mp4"
     big = enlarging.enlarge(frame)
@@ -327,7 +327,12 @@ def _press(
         if encoder.frames != output.frames:
             raise EngineFailed(f"{encoder.frames} frames of {output.frames} were made")
     judged = _judge(sample, output, tools)
-    return _Made(video, stills.write(folder), {"upscaler": enlarging.label, **judged})
+    return _Made(video, stills, {"upscaler": enlarging.label, **judged})
+
+
+def _sample(output: OutputPlan, tools: Tools) -> safety.FrameSample:
+    looks = tools.safety.mode == "classifier" and output.safety != "off"
+    return safety.FrameSample(output.frames if looks else 0)
 
 
 def _judge(
@@ -390,16 +395,16 @@ def _is_as_ordered(facts: VideoFacts, output: OutputPlan) -> bool:
 
 
 def _look_through(
-    video: Path, output: OutputPlan, tools: Tools, folder: Path
-) -> tuple[StillFiles, dict[str, Any]]:
+    video: Path, output: OutputPlan, tools: Tools
+) -> tuple[Stills, dict[str, Any]]:
     """Return the pictures beside a finished video, and what safety says of it."""
-    sample = safety.FrameSample(output.frames)
+    sample = _sample(output, tools)
     stills = Stills(output.frames, fps=output.fps)
     for picture in read_pictures(video):
         if sample.wants_next():
             sample.keep(rgb(picture, longest=safety.SAMPLE_SIDE))
         stills.see(picture)
-    return stills.write(folder), _judge(sample, output, tools)
+    return stills, _judge(sample, output, tools)
 
 
 # -- sound ---------------------------------------------------------------------------
@@ -448,26 +453,28 @@ def _deliver(
     context: Context,
     tools: Tools,
     *,
-    stills: StillFiles,
+    stills: Stills,
     notes: Mapping[str, Any],
     key: str,
     folder: Path,
 ) -> Artifact:
     # Sound (and the index first), then the manifest over the bytes as they stay.
     muxed, signed = folder / "muxed.mp4", folder / "signed.mp4"
-    audio.mux(video, track, muxed)
-    told = provenance.sign(
-        muxed,
-        signed,
-        model=output.model,
-        reference=output.reference,
-        generated=output.generated,
-        signer=tools.signer,
-    )
-    facts = verify(signed, output, has_sound=track is not None)
+    with ThreadPoolExecutor(1, thread_name_prefix="stills") as pool:
+        beside = pool.submit(stills.write, folder)
+        audio.mux(video, track, muxed)
+        told = provenance.sign(
+            muxed,
+            signed,
+            model=output.model,
+            reference=output.reference,
+            generated=output.generated,
+            signer=tools.signer,
+        )
+        facts = verify(signed, output, has_sound=track is not None)
     return _store(
         signed,
-        stills,
+        beside.result(),
         facts,
         context,
         key=key,

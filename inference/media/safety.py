@@ -92,9 +92,8 @@ class FrameSample:
 
     def __init__(self, total: int, *, count: int = SAMPLED_FRAMES) -> None:
         self.images: list[Image.Image] = []
-        self._wanted = {
-            round(index) for index in np.linspace(0, total - 1, min(count, total))
-        }
+        spread = np.linspace(0, max(0, total - 1), min(count, total))
+        self._wanted = {round(index) for index in spread}
         self._seen = 0
 
     def wants_next(self) -> bool:

@@ -9,7 +9,7 @@ are never kept.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -33,7 +33,10 @@ _PLATE_OPACITY = 150  # of 255; looked at on white, black and noise, 64 px to 4k
 
 @dataclass(frozen=True)
 class _Blend:
-    """A patch for one plane: ``ink`` is value times alpha, ``keep`` is 255 - alpha."""
+    """A patch for one plane: ``ink`` is value times alpha, ``keep`` is 256 - alpha.
+
+    Alpha runs to 256, so that the division is a shift and nothing passes 16 bits.
+    """
 
     top: int
     left: int
@@ -43,7 +46,7 @@ class _Blend:
     def onto(self, plane: NDArray[np.uint8]) -> None:
         height, width = self.keep.shape[:2]
         region = plane[self.top : self.top + height, self.left : self.left + width]
-        region[:] = (region * self.keep + self.ink + 127) // 255
+        region[:] = (region * self.keep + self.ink) >> 8
 
 
 @dataclass(frozen=True)
@@ -176,20 +179,25 @@ def _mark(
     left, top = left - left % 2, top - top % 2
     width = min(plate.width, frame_size[0] - left)
     height = min(plate.height, frame_size[1] - top)
-    pixels = np.zeros((height + height % 2, width + width % 2, 4), np.uint16)
+    pixels = np.zeros((height + height % 2, width + width % 2, 4), np.uint32)
     pixels[:height, :width] = np.asarray(plate.crop((0, 0, width, height)))
-    alpha = pixels[..., 3]
+    alpha = (pixels[..., 3] * 257 + 128) >> 8
     halved = alpha.reshape(len(alpha) // 2, 2, -1, 2).mean(axis=(1, 3))
-    chroma_alpha = np.round(halved).astype(np.uint16)
-    level = np.round(16 + pixels[..., 0] * 219 / 255).astype(np.uint16)
-    rgb_alpha = np.repeat(alpha[:height, :width, None], 3, axis=2)
+    chroma_alpha = np.round(halved).astype(np.uint32)
+    level = np.round(16 + pixels[..., 0] * 219 / 255).astype(np.uint32)
+    colour_alpha = np.repeat(alpha[:height, :width, None], 3, axis=2)
     return _Mark(
-        rgb=_Blend(top, left, pixels[:height, :width, :3] * rgb_alpha, 255 - rgb_alpha),
-        luma=_Blend(
-            top,
-            left,
-            (level * alpha)[:height, :width],
-            (255 - alpha)[:height, :width],
+        rgb=_blend(pixels[:height, :width, :3], colour_alpha, top=top, left=left),
+        luma=_blend(level[:height, :width], alpha[:height, :width], top=top, left=left),
+        chroma=_blend(
+            np.full_like(chroma_alpha, 128), chroma_alpha, top=top // 2, left=left // 2
         ),
-        chroma=_Blend(top // 2, left // 2, 128 * chroma_alpha, 255 - chroma_alpha),
     )
+
+
+def _blend(
+    value: NDArray[np.uint32], alpha: NDArray[Any], *, top: int, left: int
+) -> _Blend:
+    keep = 256 - alpha
+    ink = value * alpha + 127  # half a step, for rounding
+    return _Blend(top, left, ink.astype(np.uint16), keep.astype(np.uint16))
