@@ -28,6 +28,12 @@ class Mode(models.TextChoices):
     TEST = "test"
 
 
+class SafetyPolicy(models.TextChoices):
+    BLOCK = "block"
+    FLAG = "flag"
+    OFF = "off"
+
+
 class Plan(models.Model):
     """The limits an account lives under. Rows are the operator's to edit."""
 
@@ -46,6 +52,11 @@ class Plan(models.Model):
     queue_ttl_seconds = models.PositiveIntegerField(default=86_400)
     #: Cancels of work that had already started, per account and UTC day.
     running_cancels_per_day = models.PositiveIntegerField()
+    #: What becomes of content the safety rules flag; ``off`` counts for trusted
+    #: accounts only, others are then blocked.
+    safety_policy = models.CharField(
+        max_length=5, choices=SafetyPolicy, default=SafetyPolicy.BLOCK
+    )
 
     class Meta:
         ordering = ["max_running"]
@@ -67,9 +78,11 @@ class Account(models.Model):
     name = models.CharField(max_length=200, db_index=True)
     plan = models.ForeignKey(Plan, on_delete=models.PROTECT, related_name="accounts")
     #: The operator's own name for it, such as the id in their shop.
-    reference = models.CharField(max_length=200, null=True, blank=True, unique=True)  # noqa: DJ001 - unique where set
+    reference = models.CharField(max_length=200, null=True, blank=True, unique=True)
     #: A disabled account's keys stop working within seconds.
     is_active = models.BooleanField(default=True)
+    #: May go below what its plan's safety policy demands, where it asks for that.
+    is_trusted = models.BooleanField(default=False)
     #: Holding credits below this mark is worth telling the customer.
     low_balance_threshold_millicredits = models.PositiveBigIntegerField(
         null=True, blank=True

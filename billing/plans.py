@@ -21,11 +21,14 @@ class PlanTerms:
     file_retention_days: int
     queue_ttl_seconds: int
     running_cancels_per_day: int
+    #: ``block``, ``flag`` or ``off``, and whether the account may ask for less.
+    safety_policy: str = "block"
+    is_trusted: bool = False
     #: By the API the video comes in through; an absent name has no limit.
     monthly_videos: Mapping[str, int] = field(default_factory=dict)
 
 
-def terms_of(plan: Plan) -> PlanTerms:
+def terms_of(plan: Plan, *, is_trusted: bool = False) -> PlanTerms:
     return PlanTerms(
         code=plan.code,
         max_running=plan.max_running,
@@ -35,6 +38,8 @@ def terms_of(plan: Plan) -> PlanTerms:
         file_retention_days=plan.file_retention_days,
         queue_ttl_seconds=plan.queue_ttl_seconds,
         running_cancels_per_day=plan.running_cancels_per_day,
+        safety_policy=plan.safety_policy,
+        is_trusted=is_trusted,
         monthly_videos=dict(plan.monthly_videos),
     )
 
