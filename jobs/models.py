@@ -620,6 +620,24 @@ class ModelAlias(models.Model):
         return f"{self.name} → {self.model}"
 
 
+class Lora(models.Model):
+    """A LoRA customers may ask for by ``name``: a checked file in our own storage."""
+
+    name = models.CharField(primary_key=True, max_length=200)
+    key = models.CharField(max_length=200)
+    sha256 = models.CharField(max_length=64)
+    is_enabled = models.BooleanField(default=True)
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        verbose_name = "LoRA"
+        verbose_name_plural = "LoRAs"
+        ordering: ClassVar = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class Worker(models.Model):
     """A worker process as last heard of."""
 

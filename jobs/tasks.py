@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 from celery import shared_task, signals
+from django.conf import settings
 from django.db import Error as DatabaseError
 from django.db import close_old_connections
 
@@ -26,7 +27,7 @@ from inference.errors import (
     RenderError,
     Stopped,
 )
-from jobs import bells, claims, deliveries, lifecycle, steps, webhooks, workers
+from jobs import bells, claims, context, deliveries, lifecycle, steps, webhooks, workers
 
 if TYPE_CHECKING:
     from celery import Task
@@ -164,6 +165,30 @@ class _shown_in_flower:  # noqa: N801 - reads as the context it is
 
 def _worker_name(task: Task[Any, Any]) -> str:
     return str(task.request.hostname or socket.gethostname())
+
+
+@signals.celeryd_init.connect
+def _prewarm(options: dict[str, Any], **_: Any) -> None:
+    """Load a GPU worker's models and make their first clips before it takes a job.
+
+    A worker that cannot serve ends here and takes none.
+    """
+    if not any(name.startswith("gpu.") for name in options.get("queues") or ()):
+        return
+    from inference import registry
+    from inference.engines.wan import host
+
+    world = context.get()
+    try:
+        host.prewarm(
+            settings.GPU_MODELS,
+            world,
+            engine_for=lambda profile: registry.engine("wan", profile.name, world),
+        )
+    except RenderError as error:
+        log.error("worker_cannot_serve", models=settings.GPU_MODELS, error=str(error))
+        # An ordinary exception of a signal's handler is logged and forgotten.
+        raise SystemExit(1) from error
 
 
 @signals.worker_ready.connect

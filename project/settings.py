@@ -263,6 +263,8 @@ PROVIDERS = env.words(
 )
 GPU_MODELS = env.words("GPU_MODELS")  # what `make worker-gpu` serves
 WEIGHTS_DIR = Path(env.text("WEIGHTS_DIR", str(ZOETROPE_HOME / "weights")))
+WEIGHTS_SOURCES = env.text("WEIGHTS_SOURCES", "")  # checkpoint=s3://…|hub:…|folder, …
+REMOTE_ENGINES = env.text("REMOTE_ENGINES", "{}")  # JSON: name → base_url, flavour, …
 WORK_DIR = Path(env.text("WORK_DIR", str(ZOETROPE_HOME / "work")))
 
 # --- What may be reached --------------------------------------------------------------

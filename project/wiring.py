@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from urllib.parse import urlsplit
 
 from django.conf import settings
 
 from inference import egress
 from inference.contracts import Context
+from inference.engines.wan.weights import parse_sources
 from inference.storage import Storage
+from jobs.ours import LoraTable
 
 
 def context() -> Context:
@@ -29,5 +32,16 @@ def context() -> Context:
         ),
         workdir=settings.WORK_DIR,
         weights=settings.WEIGHTS_DIR,
-        options={},
+        options={
+            "lora_aliases": LoraTable(),
+            "lora_sources": settings.LORA_SOURCES,
+            "weights_sources": parse_sources(settings.WEIGHTS_SOURCES),
+            "weights_s3": {
+                "endpoint_url": settings.S3_ENDPOINT_URL,
+                "aws_access_key_id": settings.S3_ACCESS_KEY,
+                "aws_secret_access_key": settings.S3_SECRET_KEY,
+                "region_name": settings.S3_REGION,
+            },
+            "remote_engines": json.loads(settings.REMOTE_ENGINES),
+        },
     )

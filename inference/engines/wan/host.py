@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -25,7 +25,6 @@ from inference.geometry import fit_area, vae_frames
 
 if TYPE_CHECKING:
     from inference.contracts import Context
-    from inference.engines.wan.engine import WanEngine
 
 #: A first clip's shapes: landscape, portrait, square.
 WARM_ASPECTS = (16 / 9, 9 / 16, 1.0)
@@ -129,7 +128,7 @@ def prewarm(
     models: Sequence[str],
     context: Context,
     *,
-    engine_for: Callable[[Profile], WanEngine],
+    engine_for: Callable[[Profile], Any],
     warm: bool = True,
 ) -> None:
     """Load every model's engine and make its first clips; raise if one cannot serve."""

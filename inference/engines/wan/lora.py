@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,15 +22,16 @@ from diffusers import WanImageToVideoPipeline
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from inference.engines.wan.lora_files import FILE_BYTES, LoraFile
-from inference.errors import InputRejected
+from inference.engines.wan.lora_files import (
+    FILE_BYTES,
+    LoraFile,
+    check_container,
+    unusable,
+)
 
 RANK_MAX = 512
-HEADER_BYTES = 16 * 2**20
 #: parsed files kept in memory
 PARSED = 4
-_DTYPES = {"F32", "F16", "BF16"}
-_PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 @dataclass(frozen=True)
@@ -84,33 +84,6 @@ class Parser:
         return adapter
 
 
-def check_container(path: Path, name: str, *, file_bytes: int) -> dict[str, str]:
-    """Return the metadata of a safetensors file after reading only its header."""
-    size = path.stat().st_size
-    if size > file_bytes:
-        raise _rejected(name, f"has {size} bytes; at most {file_bytes} are allowed")
-    with path.open("rb") as file:
-        start = file.read(8)
-        if start.startswith(_PICKLES):
-            raise _rejected(name, "is a pickle; only safetensors files are read")
-        if len(start) < 8:
-            raise _rejected(name, "is not a safetensors file")
-        (length,) = struct.unpack("<Q", start)
-        if not 2 <= length <= min(HEADER_BYTES, size - 8):
-            raise _rejected(name, "is not a safetensors file")
-        try:
-            header = json.loads(file.read(length))
-        except ValueError as error:
-            raise _rejected(name, "has a damaged header") from error
-    if not isinstance(header, dict):
-        raise _rejected(name, "has a damaged header")
-    metadata = header.pop("__metadata__", {})
-    for key, entry in header.items():
-        if not isinstance(entry, dict) or entry.get("dtype") not in _DTYPES:
-            raise _rejected(name, f"holds '{key}', which is not fp32, fp16 or bf16")
-    return metadata if isinstance(metadata, dict) else {}
-
-
 def _pairs(path: Path, metadata: Mapping[str, str], name: str) -> dict[str, Pair]:
     try:
         state = WanImageToVideoPipeline.lora_state_dict(load_file(path))
@@ -122,7 +95,7 @@ def _pairs(path: Path, metadata: Mapping[str, str], name: str) -> dict[str, Pair
         RuntimeError,
         UnboundLocalError,  # the converter's own, for an alpha without its matrices
     ) as error:
-        raise _rejected(name, f"cannot be read: {str(error)[:200]}") from error
+        raise unusable(name, f"cannot be read: {str(error)[:200]}") from error
     strength = _strength(metadata)
     downs: dict[str, torch.Tensor] = {}
     ups: dict[str, torch.Tensor] = {}
@@ -131,12 +104,12 @@ def _pairs(path: Path, metadata: Mapping[str, str], name: str) -> dict[str, Pair
         module, _, kind = key.removeprefix("transformer.").rpartition(".lora_")
         slot = {"A.weight": downs, "B.weight": ups, "B.bias": biases}.get(kind)
         if slot is None or not module:
-            raise _rejected(name, f"holds '{key}', which is no Wan LoRA key")
+            raise unusable(name, f"holds '{key}', which is no Wan LoRA key")
         if not bool(torch.isfinite(tensor).all()):
-            raise _rejected(name, f"holds numbers at '{key}' that are not finite")
+            raise unusable(name, f"holds numbers at '{key}' that are not finite")
         slot[module] = tensor
     if not downs or downs.keys() != ups.keys() or not biases.keys() <= downs.keys():
-        raise _rejected(name, "lacks one half of its matrices")
+        raise unusable(name, "lacks one half of its matrices")
     return {
         module: Pair(down, ups[module], strength(module, down), biases.get(module))
         for module, down in downs.items()
@@ -174,7 +147,7 @@ def check_fits(adapter: Adapter, model: torch.nn.Module, *, name: str) -> None:
     unknown = sorted(adapter.pairs.keys() - modules.keys())
     if unknown:
         known = len(adapter.pairs) - len(unknown)
-        raise _rejected(
+        raise unusable(
             name,
             f"does not belong to this model: {known} of {len(adapter.pairs)} layers "
             f"match, '{unknown[0]}' does not",
@@ -182,10 +155,10 @@ def check_fits(adapter: Adapter, model: torch.nn.Module, *, name: str) -> None:
     for module, pair in adapter.pairs.items():
         target = modules[module]
         if not isinstance(target, torch.nn.Linear):
-            raise _rejected(name, f"changes '{module}', which is no linear layer")
+            raise unusable(name, f"changes '{module}', which is no linear layer")
         rank = pair.down.shape[0]
         if not 1 <= rank <= RANK_MAX:
-            raise _rejected(name, f"has rank {rank} at '{module}'; 1 to {RANK_MAX}")
+            raise unusable(name, f"has rank {rank} at '{module}'; 1 to {RANK_MAX}")
         fits = pair.down.shape == (rank, target.in_features)
         fits &= pair.up.shape == (target.out_features, rank)
         if pair.bias is not None:
@@ -193,7 +166,7 @@ def check_fits(adapter: Adapter, model: torch.nn.Module, *, name: str) -> None:
         if not fits:
             shapes = f"{tuple(pair.up.shape)} x {tuple(pair.down.shape)}"
             wanted = f"{target.out_features} x {target.in_features}"
-            raise _rejected(name, f"has {shapes} at '{module}'; the layer is {wanted}")
+            raise unusable(name, f"has {shapes} at '{module}'; the layer is {wanted}")
 
 
 class Merged:
@@ -259,7 +232,3 @@ def merged_in(model: torch.nn.Module) -> Merged:
     if model not in _merged:
         _merged[model] = Merged(model)
     return _merged[model]
-
-
-def _rejected(name: str, why: str) -> InputRejected:
-    return InputRejected(f"LoRA '{name}' {why}.", field="loras", code="invalid_lora")

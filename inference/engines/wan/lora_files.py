@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import os
 import re
 import shutil
+import struct
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 #: A rank-256 LoRA over every linear layer of a 14B expert is 2.5 GB in bf16.
 FILE_BYTES = 3 * 2**30
 FOLDER_BYTES = 50 * 2**30
+HEADER_BYTES = 16 * 2**20
+_DTYPES = {"F32", "F16", "BF16"}
+_PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _HUB = "huggingface.co"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+\.safetensors)?")
 
@@ -165,6 +170,38 @@ class LoraFiles:
     def _check_size(self, size_bytes: int) -> None:
         if size_bytes > self._file_bytes:
             raise _rejected(f"A LoRA may have at most {self._file_bytes} bytes.")
+
+
+def check_container(path: Path, name: str, *, file_bytes: int) -> dict[str, str]:
+    """Return the metadata of a safetensors file after reading only its header."""
+    size = path.stat().st_size
+    if size > file_bytes:
+        raise unusable(name, f"has {size} bytes; at most {file_bytes} are allowed")
+    with path.open("rb") as file:
+        start = file.read(8)
+        if start.startswith(_PICKLES):
+            raise unusable(name, "is a pickle; only safetensors files are read")
+        if len(start) < 8:
+            raise unusable(name, "is not a safetensors file")
+        (length,) = struct.unpack("<Q", start)
+        if not 2 <= length <= min(HEADER_BYTES, size - 8):
+            raise unusable(name, "is not a safetensors file")
+        try:
+            header = json.loads(file.read(length))
+        except ValueError as error:
+            raise unusable(name, "has a damaged header") from error
+    if not isinstance(header, dict):
+        raise unusable(name, "has a damaged header")
+    metadata = header.pop("__metadata__", {})
+    for key, entry in header.items():
+        if not isinstance(entry, dict) or entry.get("dtype") not in _DTYPES:
+            raise unusable(name, f"holds '{key}', which is not fp32, fp16 or bf16")
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def unusable(name: str, why: str) -> InputRejected:
+    """Return the customer's error for a file that cannot be used."""
+    return _rejected(f"LoRA '{name}' {why}.")
 
 
 def local(path: Path) -> LoraFile:
