@@ -162,6 +162,11 @@ def _parts(
     ) as encoder:
         picture = encoder.convert(frames[0])
         encoder.put(picture)
+
+        def burn() -> None:
+            for _ in range(81):
+                marks.burn_picture(picture)
+
         parts = {"marks": _timed(burn)}
     track = context.workdir / "sound.m4a"
     parts["sound"] = _timed(
