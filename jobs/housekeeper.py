@@ -17,7 +17,7 @@ import structlog
 from django.conf import settings
 from django.db import Error as DatabaseError
 from django.db import connection
-from django.db.models import Count
+from django.db.models import Count, QuerySet
 from django.db.models.functions import Now
 from kombu.exceptions import OperationalError as BrokerError
 from redis import Redis
@@ -25,7 +25,7 @@ from redis.exceptions import RedisError
 
 from billing import ledger
 from inference.errors import RenderError, StorageUnavailable
-from jobs import bells, deliveries, lifecycle, retention
+from jobs import bells, deliveries, incidents, lifecycle, retention
 from jobs.models import IdempotencyRecord, Job
 from jobs.states import Status, Step
 
@@ -126,44 +126,66 @@ def waiting_bells(queue: str) -> int:
 
 def reap() -> None:
     """Take jobs from workers that have been silent for longer than their lease."""
-    for job in Job.objects.filter(lease_until__lt=Now())[:BATCH]:
+
+    def take(job: Job) -> None:
         log.warning("lease_lost", job=str(job.pk), worker=job.worker, step=job.step)
         lifecycle.lose(job)
+
+    _each(Job.objects.filter(lease_until__lt=Now()), take)
 
 
 def end_overdue() -> None:
     """End jobs that waited or ran too long, and cancellations nobody confirmed."""
-    waiting = Job.objects.filter(
-        status=Status.QUEUED, start_by__lt=Now(), lease_until__isnull=True
-    )
-    for pk in waiting.values_list("pk", flat=True)[:BATCH]:
-        lifecycle.end(
-            pk,
+    idle = Job.objects.filter(lease_until__isnull=True)
+    _each(
+        idle.filter(status=Status.QUEUED, start_by__lt=Now()),
+        lambda job: lifecycle.end(
+            job.pk,
             RenderError(
                 "waited in the queue past its time to live",
                 code="queue_expired",
                 public="The job could not be started in time.",
             ),
-        )
-    running = Job.objects.filter(
-        status=Status.RUNNING, end_by__lt=Now(), lease_until__isnull=True
-    ).exclude(step=Step.RECONCILE)
-    for pk in running.values_list("pk", flat=True)[:BATCH]:
-        lifecycle.end(
-            pk,
+        ),
+    )
+    _each(
+        idle.filter(status=Status.RUNNING, end_by__lt=Now()).exclude(
+            step=Step.RECONCILE
+        ),
+        lambda job: lifecycle.end(
+            job.pk,
             RenderError(
                 "ran past its deadline",
                 code="deadline_exceeded",
                 public="Making the video took too long.",
             ),
-        )
-    forgotten = Job.objects.filter(
-        status__in=[Status.QUEUED, Status.RUNNING],
-        cancel_requested_at__isnull=False,
-        lease_until__isnull=True,
+        ),
     )
-    for pk in forgotten.values_list("pk", flat=True)[:BATCH]:
-        lifecycle.cancel_now(pk)
+    _each(
+        idle.filter(
+            status__in=[Status.QUEUED, Status.RUNNING],
+            cancel_requested_at__isnull=False,
+        ),
+        lambda job: lifecycle.cancel_now(job.pk),
+    )
+
+
+def _each(jobs: QuerySet[Job], work: Callable[[Job], object]) -> None:
+    """Do ``work`` for each job; one that cannot be moved is a person's to look at."""
+    for job in jobs[:BATCH]:
+        try:
+            work(job)
+        except DatabaseError:
+            raise
+        except Exception as error:
+            # Whatever is wrong with one job must not stop the chores of all others.
+            log.exception("job_stuck", job=str(job.pk))
+            incidents.report(
+                "job_stuck",
+                str(job.pk),
+                "The housekeeper could not move this job.",
+                detail={"error": f"{type(error).__name__}: {error}"[:500]},
+            )
 
 
 def forget_answers() -> None:

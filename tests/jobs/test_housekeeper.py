@@ -1,0 +1,85 @@
+"""What happens by itself: deadlines, silent workers, broken jobs."""
+
+from __future__ import annotations
+
+import pytest
+
+from billing import ledger
+from billing.models import Account
+from jobs import housekeeper, lifecycle
+from jobs.models import Incident, Job
+from jobs.states import Status
+from tests.factories import make_account, make_job
+from tests.jobs.test_lifecycle import available, claim, prepared
+
+pytestmark = pytest.mark.django_db
+PAST = "2020-01-01T00:00Z"
+
+
+@pytest.fixture
+def alice() -> Account:
+    return make_account("alice", credits=10)
+
+
+def test_a_job_that_waited_too_long_ends_and_is_refunded(alice: Account) -> None:
+    make_job(alice)
+    Job.objects.update(start_by=PAST)
+    housekeeper.end_overdue()
+    job = Job.objects.get()
+    assert (job.status, job.error_code) == (Status.FAILED, "queue_expired")
+    assert available(alice) == 10_000
+
+
+def test_a_job_past_its_run_deadline_ends_and_is_refunded(alice: Account) -> None:
+    make_job(alice)
+    lifecycle.let_go(prepared(Job.objects.get()))
+    Job.objects.update(end_by=PAST)
+    housekeeper.end_overdue()
+    job = Job.objects.get()
+    assert (job.status, job.error_code) == (Status.FAILED, "deadline_exceeded")
+    assert available(alice) == 10_000
+
+
+def test_a_silent_worker_loses_its_job_to_another(alice: Account) -> None:
+    make_job(alice)
+    first = claim("media")
+    Job.objects.update(lease_until=PAST)
+    housekeeper.reap()
+    second = claim("media", "w2")
+    assert second.fence == first.fence + 1
+    assert second.tries == 1
+
+
+def test_a_job_that_kills_its_workers_fails_after_three_and_is_refunded(
+    alice: Account,
+) -> None:
+    make_job(alice)
+    for _ in range(3):
+        claim("media")
+        Job.objects.update(lease_until=PAST)
+        housekeeper.reap()
+    job = Job.objects.get()
+    assert (job.status, job.error_code) == (Status.FAILED, "worker_lost")
+    assert available(alice) == 10_000
+
+
+def test_a_cancel_whose_worker_died_is_carried_out(alice: Account) -> None:
+    job = make_job(alice)
+    prepared(job)
+    lifecycle.cancel(job)
+    Job.objects.update(lease_until=PAST)
+    housekeeper.reap()
+    assert Job.objects.get().status == Status.CANCELED
+    assert available(alice) == 10_000
+
+
+def test_one_broken_job_stops_no_other_and_becomes_an_incident(alice: Account) -> None:
+    broken, sound = make_job(alice), make_job(alice)
+    Job.objects.filter(pk=broken.pk).update(id="00000000-0000-4000-8000-000000000001")
+    Job.objects.update(start_by=PAST)
+    housekeeper.end_overdue()
+    sound.refresh_from_db()
+    assert sound.status == Status.FAILED
+    assert Incident.objects.get().kind == "job_stuck"
+    # Its row is put right, so that the books are whole again.
+    ledger.release(account_id=alice.pk, mode="live", reference=str(broken.pk))
