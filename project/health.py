@@ -1,11 +1,13 @@
 """Is this process alive, and can it serve?
 
-`/healthz` answers without touching anything. `/readyz` asks each dependency. Only
-Postgres decides: without Redis or S3 jobs are still accepted, and run when they return.
+`/healthz` answers without touching anything. `/readyz` asks each dependency. Postgres
+with this release's migrations decides: without broker, S3 or workers jobs are still
+accepted, and run when they return.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Final
 
@@ -14,9 +16,15 @@ import psycopg
 import redis
 from django.conf import settings
 from django.db import DatabaseError, connection
+from django.db.migrations.loader import MigrationLoader
+from django.db.migrations.recorder import MigrationRecorder
 from django.http import HttpRequest, HttpResponse, JsonResponse
 
+from jobs import figures
+
 PROBE_SECONDS: Final = 2.0
+#: Silent for longer, a worker counts as gone: three of its signs of life.
+WORKER_SILENT_SECONDS: Final = 30.0
 
 
 def healthz(request: HttpRequest) -> HttpResponse:
@@ -24,10 +32,20 @@ def healthz(request: HttpRequest) -> HttpResponse:
 
 
 def readyz(request: HttpRequest) -> JsonResponse:
+    """Name each dependency and how it is; 503 while nothing can be accepted."""
     checks = {name: check() for name, check in CHECKS.items()}
-    body = {"status": "ready" if checks["postgres"] else "unavailable"}
+    has_postgres = checks["postgres"]
+    is_current = has_postgres and migrations_are_done()
+    ready = has_postgres and is_current
+    body: dict[str, object] = {"status": "ready" if ready else "unavailable"}
     body |= {name: "ok" if good else "unreachable" for name, good in checks.items()}
-    return JsonResponse(body, status=200 if checks["postgres"] else 503)
+    body["migrations"] = (
+        "ok" if is_current else "pending" if has_postgres else "unknown"
+    )
+    body["workers"] = workers_by_queue() if is_current else {}
+    return JsonResponse(
+        body, status=200 if ready else 503, headers={"Cache-Control": "no-store"}
+    )
 
 
 def postgres_answers() -> bool:
@@ -37,6 +55,35 @@ def postgres_answers() -> bool:
     except (DatabaseError, psycopg.Error):
         return False
     return True
+
+
+@functools.cache
+def _migrations_of_this_release() -> frozenset[tuple[str, str]]:
+    loader = MigrationLoader(None)
+    return frozenset(loader.disk_migrations)
+
+
+def migrations_are_done() -> bool:
+    """Newer ones than ours do no harm: old and new release run side by side."""
+    try:
+        done = MigrationRecorder(connection).applied_migrations()
+    except (DatabaseError, psycopg.Error):
+        return False
+    return not (_migrations_of_this_release() - done.keys())
+
+
+def workers_by_queue() -> dict[str, int]:
+    """Return how many live workers serve each queue anybody serves."""
+    try:
+        workers = figures.workers()
+    except (DatabaseError, psycopg.Error):
+        return {}
+    counts: dict[str, int] = {}
+    for worker in workers:
+        is_alive = worker.silent_seconds <= WORKER_SILENT_SECONDS
+        for queue in worker.queues:
+            counts[queue] = counts.get(queue, 0) + is_alive
+    return dict(sorted(counts.items()))
 
 
 def redis_answers() -> bool:
@@ -64,6 +111,6 @@ def s3_answers() -> bool:
 
 CHECKS: Final[dict[str, Callable[[], bool]]] = {
     "postgres": postgres_answers,
-    "redis": redis_answers,
+    "broker": redis_answers,
     "s3": s3_answers,
 }

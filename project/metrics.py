@@ -22,14 +22,13 @@ from prometheus_client.registry import Collector
 
 from billing import figures as money
 from jobs import figures
+from project.health import WORKER_SILENT_SECONDS
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
 KEPT_SECONDS: Final = 5.0
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-#: Silent for longer, a worker counts as gone: three of its signs of life.
-WORKER_SILENT_SECONDS: Final = 30.0
 
 
 def metrics(request: HttpRequest) -> HttpResponse:
