@@ -75,11 +75,10 @@ def test_a_cancel_whose_worker_died_is_carried_out(alice: Account) -> None:
 
 def test_one_broken_job_stops_no_other_and_becomes_an_incident(alice: Account) -> None:
     broken, sound = make_job(alice), make_job(alice)
-    Job.objects.filter(pk=broken.pk).update(id="00000000-0000-4000-8000-000000000001")
+    ledger.capture(account_id=alice.pk, mode="live", reference=str(broken.pk))
     Job.objects.update(start_by=PAST)
     housekeeper.end_overdue()
     sound.refresh_from_db()
     assert sound.status == Status.FAILED
-    assert Incident.objects.get().kind == "job_stuck"
-    # Its row is put right, so that the books are whole again.
-    ledger.release(account_id=alice.pk, mode="live", reference=str(broken.pk))
+    incident = Incident.objects.get()
+    assert (incident.kind, incident.subject) == ("job_stuck", str(broken.pk))
