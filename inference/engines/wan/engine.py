@@ -32,7 +32,7 @@ from inference.engines.wan.checks import Liveliness, check_finite
 from inference.engines.wan.faults import translated
 from inference.engines.wan.memory import Residence, residence_for
 from inference.engines.wan.meter import Meter, Work
-from inference.engines.wan.model import Model
+from inference.engines.wan.model import Model, Tuning
 from inference.engines.wan.profiles import (
     CACHE_EVIDENCE,
     PROFILES,
@@ -96,7 +96,7 @@ class WanEngine:
             chosen or ("cuda" if torch.cuda.is_available() else "cpu")
         )
         self.residence = residence or residence_for(self.device)
-        self._compiled: bool = options.get("wan_compile", self.device.type == "cuda")
+        self._tuning = Tuning.of(options, self.device)
         self._texts = text.TextCache()
         self._files = lora_files.LoraFiles(context)
         self._parser = lora.Parser()
@@ -130,7 +130,7 @@ class WanEngine:
                         folder,
                         self.residence,
                         probed=self._probed,
-                        compiled=self._compiled,
+                        tuning=self._tuning,
                     )
             first = self._models[folders[0][0].name]
             first.load_all(working_bytes=0)
@@ -219,10 +219,11 @@ class WanEngine:
             "diffusers": version("diffusers"),
             "transformers": version("transformers"),
             "attention": self._probed.name if self._probed else "",
-            "compiled": str(self._compiled),
+            "compiled": str(self._tuning.compiled),
             "device": _device_name(self.device),
             "dtype": str(loading.dtypes(self.device)["transformer"]),
-            "vae": "tiled" if request.reference in self._tiled_jobs else "whole",
+            "vae": self._tuning.vae
+            + " tiled" * (request.reference in self._tiled_jobs),
         }
 
     def mode_label(self, request: RenderRequest) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,36 @@ from inference.errors import WeightsMissing
 CACHE_THRESHOLD = 0.2
 
 
+@dataclass(frozen=True)
+class Tuning:
+    """Choices of speed against sameness, from ``Context.options`` (``wan_…``).
+
+    ``compiled``: blocks compiled on CUDA; a CPU compiles longer than a tiny clip takes.
+    ``vae_channels_last``: convolutions in NDHWC; on a CPU the decode took 1.4 s against
+    4.6 s and 1.9 s against 3.3 s (loaded machine, small VAE); no GPU figure, so off.
+    ``vae_half``: bf16 instead of fp32 with TF32; a choice of quality that nobody has
+    compared on real weights here, so off. ``make bench BENCH=wan`` times all three.
+    """
+
+    compiled: bool = False
+    vae_channels_last: bool = False
+    vae_half: bool = False
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], device: torch.device) -> Tuning:
+        return cls(
+            compiled=options.get("wan_compile", device.type == "cuda"),
+            vae_channels_last=options.get("wan_vae_channels_last", False),
+            vae_half=options.get("wan_vae_half", False),
+        )
+
+    @property
+    def vae(self) -> str:
+        """How the VAE runs, for the fingerprint."""
+        dtype = "bf16" if self.vae_half else "fp32"
+        return f"{dtype}{' channels-last' * self.vae_channels_last}"
+
+
 class Model:
     def __init__(
         self,
@@ -32,12 +63,14 @@ class Model:
         residence: Residence,
         *,
         probed: Probed,
-        compiled: bool,
+        tuning: Tuning,
     ) -> None:
         self.profile, self.checkpoint, self.folder = profile, checkpoint, folder
-        self._residence, self._probed, self._compiled = residence, probed, compiled
+        self._residence, self._probed, self._tuning = residence, probed, tuning
         self.pipe: Any = loading.shell(folder)
         self._dtypes = loading.dtypes(residence.device)
+        if tuning.vae_half:
+            self._dtypes["vae"] = torch.bfloat16
         expected = profile.part_bytes()
         there = [n for n in weights.components(folder) if n in loading.MODULES]
         if set(there) != set(expected):
@@ -133,9 +166,18 @@ class Model:
         module: Any = loading.load_part(self.folder, name, self._dtypes[name])
         if name in self.profile.experts:
             attention.use(module, self._probed)
-            if self._compiled:
+            if self._tuning.compiled:
                 module.compile_repeated_blocks(fullgraph=True)
+        if name == "vae" and self._tuning.vae_channels_last:
+            _lay_out_last(module)
         return module
+
+
+def _lay_out_last(vae: torch.nn.Module) -> None:
+    for layer in vae.modules():
+        if isinstance(layer, torch.nn.Conv3d):
+            weight = layer.weight
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last_3d)
 
 
 def _restore(module: torch.nn.Module) -> None:

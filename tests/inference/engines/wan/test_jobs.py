@@ -295,10 +295,10 @@ def test_out_of_memory_once_is_tried_again_with_tiles(
     monkeypatch.setattr(denoise, "denoise", failing)
     assert clip(engine, request).shape == want.shape
     assert failing.calls == 2
-    assert engine.fingerprint(request)["vae"] == "tiled"
+    assert engine.fingerprint(request)["vae"] == "fp32 tiled"
     monkeypatch.undo()
     assert np.array_equal(clip(engine, request), want)
-    assert engine.fingerprint(request)["vae"] == "whole"
+    assert engine.fingerprint(request)["vae"] == "fp32"
 
 
 def test_out_of_memory_in_the_decoder_goes_on_in_tiles_with_the_next_frame(
@@ -507,6 +507,22 @@ def test_the_first_clips_are_made_before_a_worker_takes_jobs(
     engine = make_engine("2.2", profile=profile("2.2"), **options)
     engine.warm([(64, 32, 5), (32, 64, 5)])
     assert blocks == [True] * (2 if options else 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "label"),
+    [
+        ({"wan_vae_channels_last": True}, "fp32 channels-last"),
+        ({"wan_vae_half": True}, "bf16"),
+    ],
+)
+def test_a_tuned_vae_gives_nearly_the_same_pixels_and_says_so(
+    options: dict[str, Any], label: str, engines: Engines, make_engine: MakeEngine
+) -> None:
+    tuned, request = make_engine("2.1", **options), ask("2.1")
+    near = clip(tuned, request).astype(int) - clip(engines("2.1"), request)
+    assert np.abs(near).mean() < 2
+    assert tuned.fingerprint(request)["vae"] == label
 
 
 def test_one_frame_is_a_clip_too(engines: Engines) -> None:
