@@ -79,6 +79,27 @@ def ring(*names: str) -> None:
             transaction.on_commit(lambda name=name: _ring_now(name))  # type: ignore[misc]
 
 
+def ring_after(name: str, seconds: float) -> None:
+    """Ring the queue in a moment, once for however many ask meanwhile."""
+    with _timers_lock:
+        if name in _timers:
+            return
+        timer = threading.Timer(seconds, _ring_at_last, args=(name,))
+        timer.daemon = True
+        _timers.add(name)
+    timer.start()
+
+
+_timers: set[str] = set()
+_timers_lock = threading.Lock()
+
+
+def _ring_at_last(name: str) -> None:
+    with _timers_lock:
+        _timers.discard(name)
+    _ring_now(name)
+
+
 def _ring_now(name: str) -> None:
     global _ringer
     if _ringer is None:

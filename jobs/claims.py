@@ -117,14 +117,18 @@ class Held:
         return bool(self.stop_reason) or self.is_draining.is_set()
 
 
-def claim_next(queue: str, *, worker: str) -> Claim | None:
-    """Claim the first ready job of ``queue``, or return None. Runs in one statement."""
+def claim_next(queue: str, *, worker: str, step: Step | None = None) -> Claim | None:
+    """Claim the first ready job of ``queue``, or return None. Runs in one statement.
+
+    With a ``step``, only a job at that step.
+    """
     with connection.cursor() as cursor:
         cursor.execute(
             _CLAIM,
             {
                 "queue": queue,
                 "worker": worker,
+                "step": step,
                 "lease": settings.LEASE_SECONDS,
                 "deadline": settings.RUN_DEADLINE_SECONDS,
                 "factor": settings.RUN_DEADLINE_FACTOR,

@@ -170,21 +170,18 @@ def try_again(claim: Claim, error: RenderError) -> None:
 
 def reroute(claim: Claim, error: RenderError) -> None:
     """Take the job to its next route, keeping job, hold and price; else fail it."""
+    if not try_elsewhere(claim, error):
+        fail(claim, error)
+
+
+def try_elsewhere(claim: Claim, error: RenderError) -> bool:
+    """Take the claimed job to its next route; False, and nothing done, without one."""
     job = claims.load(claim)
     tried = [*job.routes_tried, str(job.route.get("name", ""))]
-    request = JobRequest.load(job.request)
-    try:
-        choice = routing.choose(
-            MODELS[job.model],
-            mode=job.mode,
-            plan=accounts.terms_of_account(job.account_id).code,
-            request=request,
-            without=tried,
-        )
-    except (ModelUnavailable, InvalidRequest):
-        fail(claim, error)
-        return
+    if (choice := _next_route(job, tried)) is None:
+        return False
     with transaction.atomic():
+        _leave_errand(job.pk, _wanted_no_more(job))
         moved = Job.objects.filter(**claims.owned(claim)).update(
             **_rerouted(choice, tried, error),
             step=choice.first_step,
@@ -199,13 +196,42 @@ def reroute(claim: Claim, error: RenderError) -> None:
         )
         _note_route(job.pk, choice, tried[-1], error)
         bells.ring(choice.route["queue"])
+    return True
 
 
-def reroute_waiting(job: Job, error: RenderError) -> None:
-    """Do for a job that no worker holds what ``reroute`` does for a claimed one."""
+def reroute_waiting(job: Job, error: RenderError) -> bool:
+    """Do for a job that no worker holds what ``try_elsewhere`` does for a claimed one."""
     tried = [*job.routes_tried, str(job.route.get("name", ""))]
+    if (choice := _next_route(job, tried)) is None:
+        return False
+    with transaction.atomic():
+        moved = return_to(
+            job.pk,
+            choice.first_step,
+            came_from=Step(job.step),
+            **_rerouted(choice, tried, error),
+        )
+        if moved:
+            _leave_errand_of(job, _wanted_no_more(job))
+            _note_route(job.pk, choice, tried[-1], error)
+    return True
+
+
+def resubmit(job: Job, error: RenderError) -> bool:
+    """Send a job that its provider failed once more on the same route."""
+    return return_to(
+        job.pk,
+        Step.SUBMIT,
+        came_from=Step(job.step),
+        **_unsent(),
+        queue=job.route["queue"],
+        error_detail=str(error)[:10_000],
+    )
+
+
+def _next_route(job: Job, tried: list[str]) -> routing.Choice | None:
     try:
-        choice = routing.choose(
+        return routing.choose(
             MODELS[job.model],
             mode=job.mode,
             plan=accounts.terms_of_account(job.account_id).code,
@@ -213,16 +239,13 @@ def reroute_waiting(job: Job, error: RenderError) -> None:
             without=tried,
         )
     except (ModelUnavailable, InvalidRequest):
-        end(job.pk, error)
-        return
-    moved = return_to(
-        job.pk,
-        choice.first_step,
-        came_from=Step(job.step),
-        **_rerouted(choice, tried, error),
-    )
-    if moved:
-        _note_route(job.pk, choice, tried[-1], error)
+        return None
+
+
+def _wanted_no_more(job: Job) -> ProviderErrand.Kind:
+    """Return what to tell a provider whose job is left for another route."""
+    is_made = job.step == Step.COLLECT
+    return ProviderErrand.Kind.DELETE if is_made else ProviderErrand.Kind.CANCEL
 
 
 def _rerouted(
@@ -304,7 +327,9 @@ def lose(job: Job) -> None:
         if Job.objects.filter(**gone).update(lease_until=None, worker=""):
             cancel_now(job_id)
         return
-    if job.step_tries + 1 >= settings.STEP_TRIES:
+    # What may be at a provider is looked for there, however often its worker died.
+    is_in_doubt = job.step == Step.SUBMIT and job.submit_sent_at is not None
+    if job.step_tries + 1 >= settings.STEP_TRIES and not is_in_doubt:
         if Job.objects.filter(**gone).update(lease_until=None, worker=""):
             end(
                 job_id,
@@ -465,24 +490,29 @@ def _give_back(job: Job) -> None:
 
 def _after_close(job: Job, event: str) -> None:
     JobUpload.objects.filter(job_id=job.pk).delete()
-    _leave_errand(job.pk, event)
+    is_made = event == "job.succeeded"
+    kinds = ProviderErrand.Kind
+    _leave_errand(job.pk, kinds.DELETE if is_made else kinds.CANCEL)
     webhooks.announce(job.pk, event)
     limit = accounts.terms_of_account(job.account_id).max_running
     freed = slots.fill(account_id=job.account_id, mode=job.mode, limit=limit)
     bells.ring(*freed)
 
 
-def _leave_errand(job_id: UUID, event: str) -> None:
+def _leave_errand(job_id: UUID, kind: ProviderErrand.Kind) -> None:
+    fields = ("provider_account_id", "provider_job_id")
+    _leave_errand_of(Job.objects.only(*fields).get(pk=job_id), kind)
+
+
+def _leave_errand_of(job: Job, kind: ProviderErrand.Kind) -> None:
     """Have the provider stop what nobody wants any more, or delete its copy."""
-    job = Job.objects.only("provider_account_id", "provider_job_id").get(pk=job_id)
     if job.provider_account_id is None or not job.provider_job_id:
         return
-    succeeded = event == "job.succeeded"
     ProviderErrand.objects.create(
-        job_id=job_id,
+        job_id=job.pk,
         account_id=job.provider_account_id,
         provider_job_id=job.provider_job_id,
-        kind=ProviderErrand.Kind.DELETE if succeeded else ProviderErrand.Kind.CANCEL,
+        kind=kind,
     )
 
 

@@ -1,8 +1,10 @@
 """The poller: one asyncio loop that asks providers about the jobs they are making.
 
-It only asks, and moves jobs on by what it is told. Due jobs are taken by moving their
-``next_poll_at``, so two pollers never ask twice; each account is asked no faster than
-its rate, and where it has more jobs than that allows, all of them wait evenly longer.
+It only asks, and moves jobs on by what it is told. In each round every account gets the
+jobs that are longest due, as many as its rate allows now: so none is asked too fast, and
+where an account has more jobs than its rate serves in one interval, all of them wait
+evenly longer. Taking a job moves its ``next_poll_at``, so a poller that dies delays its
+jobs and loses none. Of several pollers one works, by an advisory lock.
 """
 
 from __future__ import annotations
@@ -11,46 +13,62 @@ import asyncio
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Final, TypeVar
 from uuid import UUID
 
 import httpx
 import structlog
 from django.conf import settings
 from django.db import Error as DatabaseError
-from django.db import connection
+from django.db import close_old_connections, connection
 
 from inference.errors import Fault, ProviderError
 from inference.providers import base, transport
 from inference.providers.base import RemoteStatus
-from jobs import lifecycle, outside, reconcile
+from jobs import lifecycle, outside, provider_steps, reconcile
 from jobs.models import Job, ProviderAccount
 from jobs.states import Step
 
 log = structlog.get_logger()
 T = TypeVar("T")
 
-BATCH = 2000
-#: Calls under way at once to one account, and altogether.
-CALLS_PER_ACCOUNT = 20
-CALLS = 200
+#: Calls under way at once to one account; more than its connections only wait.
+CALLS_PER_ACCOUNT: Final = 8
+#: An account's unused rate is kept for so long, for what becomes due at once.
+BURST_SECONDS: Final = 1.0
+#: Longer than any call takes; then a job taken by a poller that died is due again.
+HOLD_SECONDS: Final = 45.0
+BUSY_ROUND_SECONDS: Final = 0.1
 #: After so many looks in a row at which a provider did not know its own id.
-UNKNOWN_LOOKS = 5
-JITTER = 0.1
-COUNT_EVERY_SECONDS = 5.0
+UNKNOWN_LOOKS: Final = 5
+JITTER: Final = 0.1
+COUNT_EVERY_SECONDS: Final = 5.0
+REST_SECONDS_MAX: Final = 60.0
+#: The advisory lock of the one poller that works; the housekeeper's is beside it.
+LOCK: Final = 7_263_002
 
+_LEAD = """
+SELECT EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = %(lock)s
+                  AND pid = pg_backend_pid() AND granted
+                  AND database = (SELECT oid FROM pg_database
+                                   WHERE datname = current_database()))
+    OR pg_try_advisory_lock(%(lock)s)
+"""
 _TAKE = """
 UPDATE jobs_job j SET next_poll_at = now() + make_interval(secs => %(hold)s)
-  FROM (SELECT id FROM jobs_job
-         WHERE next_poll_at <= now() AND status = 'running' AND step = 'await'
-         ORDER BY next_poll_at LIMIT %(limit)s
-         FOR NO KEY UPDATE SKIP LOCKED) due
+  FROM unnest(%(accounts)s::bigint[], %(limits)s::int[]) AS line(account, most)
+ CROSS JOIN LATERAL (
+       SELECT id FROM jobs_job
+        WHERE provider_account_id = line.account AND status = 'running'
+          AND next_poll_at <= now() AND step = 'await'
+        ORDER BY next_poll_at LIMIT line.most
+        FOR NO KEY UPDATE SKIP LOCKED) due
  WHERE j.id = due.id
-RETURNING j.id, j.provider_account_id, j.provider_job_id
+RETURNING j.provider_account_id, j.id, j.provider_job_id
 """
 _AFTERWARDS = """
 UPDATE jobs_job j
@@ -59,7 +77,7 @@ UPDATE jobs_job j
        progress = greatest(j.progress, coalesce(seen.progress, 0))
   FROM unnest(%(ids)s::uuid[], %(waits)s::float8[], %(known)s::bool[],
               %(progress)s::float8[]) AS seen(id, wait, known, progress)
- WHERE j.id = seen.id AND j.step = 'await'
+ WHERE j.id = seen.id AND j.step = 'await' AND j.status = 'running'
 """
 
 
@@ -71,123 +89,175 @@ class Due:
 
 @dataclass
 class Line:
-    """One account as the poller knows it: pace, interval, and the calls under way."""
+    """One account as the poller knows it: its pace, its connections, its failures."""
 
     row: ProviderAccount
     provider: base.Provider
     account: base.ProviderAccount
     interval_seconds: float
-    slots: asyncio.Semaphore = field(
-        default_factory=lambda: asyncio.Semaphore(CALLS_PER_ACCOUNT)
-    )
-    next_call_at: float = 0.0
+    http: httpx.AsyncClient = field(default_factory=transport.async_client)
+    allowance: float = 1.0
+    filled_at: float = field(default_factory=time.monotonic)
+    rests_until: float = 0.0
+    under_way: int = 0
+    failures: int = 0
 
     @property
     def rate(self) -> float:
         capabilities = self.provider.capabilities
         return self.row.statuses_per_second or capabilities.statuses_per_second
 
+    @property
+    def batch(self) -> int:
+        return self.provider.capabilities.status_batch
+
     def wait_seconds(self) -> float:
         spread = 1 + random.uniform(-JITTER, JITTER)  # noqa: S311 - only spreads load
         return self.interval_seconds * spread
 
-    async def turn(self) -> None:
-        """Wait until this account may be asked again."""
+    def calls_now(self) -> int:
+        """Return how many calls may start now."""
         now = time.monotonic()
-        self.next_call_at = max(now, self.next_call_at) + 1 / self.rate
-        await asyncio.sleep(self.next_call_at - 1 / self.rate - now)
+        gained = (now - self.filled_at) * self.rate
+        self.allowance = min(
+            self.allowance + gained, max(1.0, self.rate * BURST_SECONDS)
+        )
+        self.filled_at = now
+        if now < self.rests_until:
+            return 0
+        return max(0, min(int(self.allowance), CALLS_PER_ACCOUNT - self.under_way))
+
+    def answered(self) -> bool:
+        """Note a good answer; return whether health should hear of it."""
+        was_sick, self.failures = self.failures >= outside.FAILURES_TO_OPEN, 0
+        return was_sick
+
+    def failed(self, error: ProviderError) -> bool:
+        """Rest after a failed call; return whether health should hear of it."""
+        now = time.monotonic()
+        if error.fault is Fault.BUSY:
+            self.rests_until = now + (error.retry_after_seconds or 5.0)
+            return True
+        if now < self.rests_until:
+            return False  # one of several calls that failed together
+        self.failures += 1
+        self.rests_until = now + min(2.0 ** (self.failures - 1), REST_SECONDS_MAX)
+        return error.fault is Fault.ACCOUNT or self.failures == outside.FAILURES_TO_OPEN
 
 
 class Poller:
+    """The loop and what it keeps between rounds: lines, calls under way, answers."""
+
     def __init__(self) -> None:
-        # One thread, one connection: Django's is bound to its thread.
+        # One thread with one connection for the loop, one for what takes longer:
+        # Django binds a connection to its thread.
         self._database = ThreadPoolExecutor(1, thread_name_prefix="database")
+        self._slow = ThreadPoolExecutor(1, thread_name_prefix="reconcile")
+        self._looking: asyncio.Future[None] | None = None
         self._lines: dict[int, Line] = {}
         self._counted_at = float("-inf")
-        self._all = asyncio.Semaphore(CALLS)
         self._answers: list[tuple[UUID, float, bool, float | None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self.polls = 0
 
     async def run(self, stop: asyncio.Event) -> None:
-        async with transport.async_client(
-            limits=httpx.Limits(max_connections=CALLS, max_keepalive_connections=CALLS)
-        ) as http:
-            while not stop.is_set():
-                try:
-                    busy = await self.round(http)
-                except DatabaseError as error:
-                    log.warning("poller_without_database", error=str(error))
-                    await self._db(connection.close)
-                    busy = False
-                pause = 0.05 if busy else settings.POLL_EVERY_SECONDS
-                try:
-                    await asyncio.wait_for(stop.wait(), pause)
-                except TimeoutError:
-                    continue
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-            await self._db(self._write_answers)
-        await self._db(connection.close)
-        self._database.shutdown()
-
-    async def round(self, http: httpx.AsyncClient) -> bool:
-        """Start asking about what is due; return whether there was much of it."""
-        if time.monotonic() - self._counted_at > COUNT_EVERY_SECONDS:
-            await self._db(self._count)
-            self._counted_at = time.monotonic()
-            self._start(self._db(reconcile.look))
-            self._start(self._db(reconcile.run_errands))
-        await self._db(self._write_answers)
-        due = await self._db(self._take)
-        for account_id, jobs in due.items():
-            line = self._lines.get(account_id)
-            if line is None:
-                self._counted_at = float("-inf")  # a new account: read it next round
+        while not stop.is_set():
+            try:
+                is_busy = await self._db(self._leads) and await self.round()
+            except DatabaseError as error:
+                log.warning("poller_without_database", error=str(error))
+                await self._db(_hang_up)
+                is_busy = False
+            pause = BUSY_ROUND_SECONDS if is_busy else settings.POLL_EVERY_SECONDS
+            try:
+                await asyncio.wait_for(stop.wait(), pause)
+            except TimeoutError:
                 continue
-            size = line.provider.capabilities.status_batch
-            for start in range(0, len(jobs), size):
-                self._start(self._ask(http, line, jobs[start : start + size]))
-        return sum(map(len, due.values())) >= BATCH
+        await self.close()
 
-    def _start(self, work: Any) -> None:
+    async def close(self) -> None:
+        """Finish the calls under way, write what they said, let everything go."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=5)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for line in self._lines.values():
+            await line.http.aclose()
+        try:
+            await self._db(self._write_answers)
+        except DatabaseError as error:
+            log.warning("poller_without_database", error=str(error))
+        await self._db(_hang_up)
+        self._database.shutdown()
+        self._slow.shutdown()
+
+    async def round(self) -> bool:
+        """Start asking about what is due; return whether there is work under way."""
+        if time.monotonic() - self._counted_at > COUNT_EVERY_SECONDS:
+            self._counted_at = time.monotonic()
+            await self._count()
+            if self._looking is None or self._looking.done():
+                loop = asyncio.get_running_loop()
+                self._looking = loop.run_in_executor(self._slow, _look)
+        await self._db(self._write_answers)
+        budget = {
+            key: calls * line.batch
+            for key, line in self._lines.items()
+            if (calls := line.calls_now())
+        }
+        due = await self._db(partial(_take, budget)) if budget else {}
+        for account_id, jobs in due.items():
+            line = self._lines[account_id]
+            for start in range(0, len(jobs), line.batch):
+                line.allowance -= 1
+                line.under_way += 1
+                self._start(self._ask(line, jobs[start : start + line.batch]))
+        return bool(due or self._tasks)
+
+    def _start(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("poll_broke", error=f"{type(error).__name__}: {error}")
 
     async def _db(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._database, work)
 
     # ------------------------------------------------------------------- asking
 
-    async def _ask(
-        self, http: httpx.AsyncClient, line: Line, jobs: Sequence[Due]
-    ) -> None:
-        await line.turn()
+    async def _ask(self, line: Line, jobs: Sequence[Due]) -> None:
         ids = [due.provider_id for due in jobs]
-        async with self._all, line.slots:
-            try:
-                found = await transport.status_async(
-                    http, line.provider, ids, line.account
-                )
-            except ProviderError as error:
+        try:
+            found = await transport.status_async(
+                line.http, line.provider, ids, line.account
+            )
+        except ProviderError as error:
+            # Nothing was learned of the jobs; they are asked about again in their turn.
+            self._answers += [
+                (due.job_id, line.wait_seconds(), True, None) for due in jobs
+            ]
+            if line.failed(error):
                 await self._db(partial(outside.went_wrong, line.row.pk, error))
-                wait = max(error.retry_after_seconds or 0, line.wait_seconds())
-                self._answers += [(due.job_id, wait, True, None) for due in jobs]
-                return
+            return
+        finally:
+            line.under_way -= 1
         self.polls += len(jobs)
+        if line.answered():
+            await self._db(partial(outside.accepted, line.row.pk))
         for due in jobs:
             await self._told(line, due, found[due.provider_id])
 
     async def _told(self, line: Line, due: Due, status: RemoteStatus) -> None:
         match status.state:
             case "succeeded":
-                queue = f"provider.{line.provider.name}"
-                await self._db(partial(_arrived, due.job_id, queue))
+                await self._db(partial(_arrived, due.job_id, line.provider.name))
             case "failed":
-                error = status.error or ProviderError("no reason", fault=Fault.HEALTH)
-                await self._db(partial(reconcile.remote_failure, due.job_id, error))
+                await self._db(partial(reconcile.remote_failure, due.job_id, status))
             case "queued" | "running" | "unknown":
                 known = status.state != "unknown"
                 wait = line.wait_seconds()
@@ -195,15 +265,12 @@ class Poller:
 
     # ----------------------------------------------------------------- database
 
-    def _take(self) -> Mapping[int, list[Due]]:
-        # Long enough for the answer; a poller that dies meanwhile delays, never loses.
+    def _leads(self) -> bool:
+        """Take or keep the lock; it belongs to this connection and dies with it."""
         with connection.cursor() as cursor:
-            cursor.execute(_TAKE, {"hold": 120.0, "limit": BATCH})
-            rows = cursor.fetchall()
-        due: dict[int, list[Due]] = defaultdict(list)
-        for job_id, account_id, provider_id in rows:
-            due[account_id].append(Due(job_id, provider_id))
-        return due
+            cursor.execute(_LEAD, {"lock": LOCK})
+            (leads,) = cursor.fetchone()
+        return bool(leads)
 
     def _write_answers(self) -> None:
         answers, self._answers = self._answers, []
@@ -220,6 +287,8 @@ class Poller:
                     "progress": list(progress),
                 },
             )
+        if all(known):
+            return
         for job in Job.objects.filter(
             pk__in=[i for i, _, k, _ in answers if not k],
             step=Step.AWAIT,
@@ -227,34 +296,82 @@ class Poller:
         ):
             reconcile.vanished(job)
 
-    def _count(self) -> None:
+    async def _count(self) -> None:
         """Read the accounts, and how far each one's rate stretches its interval."""
-        at_work = outside.jobs_at_providers()
-        rows = ProviderAccount.objects.all()
+        rows = await self._db(lambda: list(ProviderAccount.objects.all()))
+        at_work = await self._db(lambda: outside.jobs_at_work([row.pk for row in rows]))
         lines: dict[int, Line] = {}
         for row in rows:
-            provider = outside.adapter(row.provider)
-            line = Line(row, provider, outside.as_account(row), 0.0)
-            calls = -(-at_work.get(row.pk, 0) // provider.capabilities.status_batch)
+            line = self._line_of(row)
+            calls = -(-at_work.get(row.pk, 0) // line.batch)
             line.interval_seconds = max(
-                row.settings.get("poll_seconds") or provider.capabilities.poll_seconds,
-                calls / line.rate,
+                provider_steps.interval_of(row), calls / line.rate
             )
-            if (known := self._lines.get(row.pk)) is not None:
-                line.slots, line.next_call_at = known.slots, known.next_call_at
             if row.poll_interval_seconds != line.interval_seconds:
-                ProviderAccount.objects.filter(pk=row.pk).update(
-                    poll_interval_seconds=line.interval_seconds
-                )
+                await self._db(partial(_show_interval, row.pk, line.interval_seconds))
             lines[row.pk] = line
+        gone = [line for key, line in self._lines.items() if key not in lines]
         self._lines = lines
+        for line in gone:
+            await line.http.aclose()
+
+    def _line_of(self, row: ProviderAccount) -> Line:
+        """Return the account's line, kept as it is but for what its row says now."""
+        account = outside.as_account(row)
+        if (line := self._lines.get(row.pk)) is not None:
+            line.row, line.account = row, account
+            return line
+        return Line(row, outside.adapter(row.provider), account, 0.0)
 
 
-def _arrived(job_id: UUID, queue: str) -> None:
+def _hang_up() -> None:
+    connection.close()  # the calling thread's own
+
+
+def _take(budget: Mapping[int, int]) -> Mapping[int, list[Due]]:
+    """Take what is due, at most so many jobs of each account."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            _TAKE,
+            {
+                "hold": HOLD_SECONDS,
+                "accounts": list(budget),
+                "limits": list(budget.values()),
+            },
+        )
+        rows = cursor.fetchall()
+    due: dict[int, list[Due]] = defaultdict(list)
+    for account_id, job_id, provider_id in rows:
+        due[account_id].append(Due(job_id, provider_id))
+    return due
+
+
+def _arrived(job_id: UUID, provider: str) -> None:
     """The provider says it is finished: have it collected."""
     lifecycle.return_to(
-        job_id, Step.COLLECT, came_from=Step.AWAIT, queue=queue, next_poll_at=None
+        job_id,
+        Step.COLLECT,
+        came_from=Step.AWAIT,
+        queue=f"provider.{provider}",
+        next_poll_at=None,
     )
+
+
+def _show_interval(account_id: int, seconds: float) -> None:
+    ProviderAccount.objects.filter(pk=account_id).update(poll_interval_seconds=seconds)
+
+
+def _look() -> None:
+    """Look for jobs in doubt and run errands; may take its time."""
+    close_old_connections()
+    try:
+        reconcile.look()
+        reconcile.run_errands()
+    except DatabaseError as error:
+        log.warning("reconcile_without_database", error=str(error))
+        connection.close()
+    finally:
+        close_old_connections()
 
 
 async def run(stop: asyncio.Event) -> None:

@@ -10,21 +10,24 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
 
 import httpx
 from django.conf import settings
 from django.core import signing
 from django.db import transaction
-from django.db.models import F
+from django.db.models import F, Sum
 from django.db.models.functions import Now
 
 from inference.errors import (
     AnswerLost,
     Fault,
+    InputRejected,
     ProviderError,
     RenderError,
     Unsupported,
@@ -33,22 +36,29 @@ from inference.media.probe import UnusableVideo, probe
 from inference.providers import base, results, transport
 from inference.providers.base import Evidence
 from inference.providers.pictures import fit_picture
-from jobs import claims, context, lifecycle, outside
-from jobs.models import Attempt, Job, ProviderAccount
+from jobs import claims, context, incidents, lifecycle, outside
+from jobs.models import Attempt, Job, ProviderAccount, ProviderErrand
 from jobs.requests import JobRequest
-from jobs.states import Step
+from jobs.states import Status, Step
 from jobs.workfolders import folder_of, workfolder
 
 if TYPE_CHECKING:
     from inference.contracts import Context
     from jobs.claims import Claim, Held
 
-CALLBACK_SALT = "zoetrope.callback"
+CALLBACK_SALT: Final = "zoetrope.callback"
+ACCOUNT_CALLBACK_SALT: Final = "zoetrope.callback.account"
 #: First look after a submit, as a share of the provider's interval.
-FIRST_LOOK = 0.5
+FIRST_LOOK: Final = 0.5
 #: A signed link to an input must outlive a provider's own queue.
-INPUT_LINK_SECONDS = 24 * 3600
-RECONCILE_FIRST_SECONDS = 5.0
+INPUT_LINK_SECONDS: Final = 24 * 3600
+RECONCILE_FIRST_SECONDS: Final = 5.0
+#: How often a submit may be refused by a sick provider: at most one more is sent.
+SUBMIT_TRIES: Final = 2
+#: Longer than this nobody waits for a resting provider if there is another route.
+PATIENCE_SECONDS: Final = 30.0
+#: How much shorter than ordered a provider's clip may be; finishing holds its last frame.
+SHORT_SECONDS: Final = 0.25
 
 _http: httpx.Client | None = None
 
@@ -61,52 +71,60 @@ def http() -> httpx.Client:
     return _http
 
 
+class NotNow(RenderError):
+    """Nothing failed: a provider will take the job later."""
+
+    default_code = "provider_busy"
+    counts = False
+
+
 # ----------------------------------------------------------------------- submit
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A submit that only has to be sent."""
+
+    taken: outside.Taken
+    account: base.ProviderAccount
+    call: base.HttpCall
+    estimate: Decimal | None
 
 
 def submit(held: Held) -> None:
     """Send the job to one of the route's accounts."""
     claim, job = held.claim, claims.load(held.claim)
-    lifecycle.announce_running(claim)
     provider = outside.adapter(job.route["runner"])
     if job.submit_sent_at is not None and not _may_send_again(job, provider):
-        _to_reconcile(claim, "the worker died before it knew the answer")
+        _in_doubt(claim, "the worker went away before it knew the answer")
         return
     try:
-        row = _intend(claim, job)
-        order = _order(job, provider, outside.as_account(row), context.get())
-        call = provider.build_submit(order, outside.as_account(row))
-    except Unsupported as error:
-        lifecycle.record(claim, submit_sent_at=None)
+        ready = _prepare(claim, job, provider)
+    except (Unsupported, InputRejected) as error:
         lifecycle.reroute(claim, error)
         return
     except ProviderError as error:
         _refused(claim, job, error)
         return
-    account = outside.as_account(row)
+    lifecycle.announce_running(claim)
+    # From here on the provider may have it, whatever becomes of us.
+    lifecycle.record(claim, submit_sent_at=Now())
+    row, is_probe = ready.taken.row, ready.taken.is_probe
     try:
-        submitted = provider.parse_submit(transport.send(http(), call), account)
+        reply = transport.send(http(), ready.call)
+        submitted = provider.parse_submit(reply, ready.account)
     except AnswerLost as lost:
-        outside.went_wrong(row.pk, lost)
-        _to_reconcile(claim, str(lost))
+        outside.went_wrong(row.pk, lost, is_probe=is_probe)
+        _in_doubt(claim, str(lost))
         return
     except ProviderError as error:
-        outside.went_wrong(row.pk, error)
+        outside.went_wrong(row.pk, error, is_probe=is_probe)
+        lifecycle.record(claim, submit_sent_at=None, provider_account=None)
         _refused(claim, job, error)
         return
-    outside.went_well(row.pk)
-    cost = submitted.cost_usd or provider.estimate_usd(order, account)
-    first_look = provider.capabilities.poll_seconds * FIRST_LOOK
-    _book(claim, cost)
-    lifecycle.advance(
-        claim,
-        Step.AWAIT,
-        queue="",
-        provider_job_id=submitted.provider_id,
-        next_poll_at=Now() + timedelta(seconds=first_look),
-        poll_failures=0,
-        cost_microdollars=F("cost_microdollars") + _micro(cost),
-    )
+    outside.accepted(row.pk)
+    cost = ready.estimate if submitted.cost_usd is None else submitted.cost_usd
+    _keep(claim, job, row, submitted.provider_id, cost)
 
 
 def _may_send_again(job: Job, provider: base.Provider) -> bool:
@@ -118,51 +136,128 @@ def _may_send_again(job: Job, provider: base.Provider) -> bool:
     return found is Evidence.CLIENT_TOKEN
 
 
-def _intend(claim: Claim, job: Job) -> ProviderAccount:
-    """Choose the account and store that we are about to send; one transaction."""
+def _prepare(claim: Claim, job: Job, provider: base.Provider) -> Ready:
+    """Choose the account, store it with our token, and build the call."""
+    taken = _take(claim, job)
+    row, account = taken.row, outside.as_account(taken.row)
+    # The same token when the same route is asked again.
+    job.submit_token = job.submit_token or secrets.token_hex(16)
+    lifecycle.record(claim, submit_token=job.submit_token)
+    job.provider_account = row
+    order = _order(job, provider, account, context.get())
+    call = provider.build_submit(order, account)
+    return Ready(taken, account, call, provider.estimate_usd(order, account))
+
+
+def _take(claim: Claim, job: Job) -> outside.Taken:
     if job.submit_sent_at is not None and job.provider_account is not None:
-        return job.provider_account  # the same token to the same account
+        # The same token goes to the same account.
+        return outside.Taken(job.provider_account, is_probe=False)
+    name, asked = job.route["runner"], _asked(job)
     with transaction.atomic():
-        row = outside.take_account(job.route["runner"])
-        lifecycle.record(
-            claim,
-            provider_account=row,
-            submit_token=secrets.token_hex(16),
-            submit_sent_at=Now(),
+        taken = outside.take_account(
+            name, can=lambda account: outside.adapter(name).check(asked, account)
         )
-    job.refresh_from_db()
-    return row
+        lifecycle.record(claim, provider_account=taken.row)
+    return taken
+
+
+def _asked(job: Job) -> base.ProviderJob:
+    """Return the order without what only the moment of sending knows."""
+    request = JobRequest.load(job.request)
+    return outside.order(
+        request,
+        reference="asked",
+        wire_model=job.route["profile"],
+        provider=job.route["runner"],
+        audio_url=request.audio.url,
+    )
 
 
 def _refused(claim: Claim, job: Job, error: ProviderError) -> None:
     """The provider has not got it: by whose fault, decides what happens next."""
-    lifecycle.record(claim, submit_sent_at=None, submit_token="", provider_account=None)
-    last_try = claim.tries + 1 >= settings.STEP_TRIES
     match error.fault:
         case Fault.CUSTOMER:
             lifecycle.fail(claim, error)
         case Fault.BUSY:
-            lifecycle.try_again(claim, _uncounted(error))
+            _wait_or_go_elsewhere(claim, job, error)
         case Fault.ACCOUNT:
-            # Another account of this provider, else another route.
             if outside.usable_accounts(job.route["runner"]):
-                lifecycle.try_again(claim, _uncounted(error))
+                lifecycle.try_again(claim, NotNow(str(error), retry_after_seconds=0.05))
             else:
                 lifecycle.reroute(claim, error)
         case Fault.HEALTH:
-            if last_try:
-                lifecycle.reroute(claim, error)
-            else:
+            if claim.tries + 1 < SUBMIT_TRIES:
                 lifecycle.try_again(claim, error)
+            else:
+                lifecycle.reroute(claim, error)
 
 
-def _uncounted(error: ProviderError) -> ProviderError:
-    error.counts = False  # type: ignore[misc]  # of this one error, not of its class
-    return error
+def _wait_or_go_elsewhere(claim: Claim, job: Job, error: ProviderError) -> None:
+    """Wait for a place; where that may take long, try the next route first."""
+    wait = error.retry_after_seconds or 1.0
+    if isinstance(error, outside.NoneFree):
+        is_long = error.is_broken or wait > PATIENCE_SECONDS
+    elif outside.seconds_to_wait(job.route["runner"]) == 0.0 and wait < 600:
+        # Another account of the provider can take it, or says itself why not.
+        is_long, wait = False, 0.05
+    else:
+        is_long = wait > PATIENCE_SECONDS
+    if is_long and lifecycle.try_elsewhere(claim, error):
+        return
+    if claim.is_start and isinstance(error, outside.NoneFree):
+        # Nothing was sent: the customer's job still waits, and no deadline runs.
+        lifecycle.record(claim, status=Status.QUEUED, started_at=None, end_by=None)
+    lifecycle.try_again(claim, NotNow(str(error), retry_after_seconds=wait))
 
 
-def _to_reconcile(claim: Claim, reason: str) -> None:
+def _keep(
+    claim: Claim,
+    job: Job,
+    row: ProviderAccount,
+    provider_id: str,
+    cost: Decimal | None,
+) -> None:
+    """Store the provider's id and await the video."""
+    try:
+        # Before the move, which a cancellation may turn into another one: whoever ends
+        # the job then knows what to stop at the provider.
+        lifecycle.record(
+            claim,
+            provider_job_id=provider_id,
+            cost_microdollars=F("cost_microdollars") + micro(cost),
+        )
+        Attempt.objects.filter(job_id=claim.job_id, fence=claim.fence).update(
+            cost_microdollars=micro(cost)
+        )
+        lifecycle.advance(claim, Step.AWAIT, queue="", **_first_look(row))
+    except lifecycle.Superseded:
+        was_found(job.pk, provider_id, token=job.submit_token)
+        raise
+
+
+def _first_look(row: ProviderAccount) -> dict[str, Any]:
+    seconds = interval_of(row) * FIRST_LOOK
+    return {
+        "next_poll_at": Now() + timedelta(seconds=seconds),
+        "poll_failures": 0,
+    }
+
+
+def interval_of(row: ProviderAccount) -> float:
+    """Return how often the account's jobs are asked about when there are few."""
+    usual = outside.adapter(row.provider).capabilities.poll_seconds
+    return float(row.settings.get("poll_seconds") or usual)
+
+
+def _in_doubt(claim: Claim, reason: str) -> None:
+    """Nobody knows whether the provider has it: look for it, unless it called already."""
     lifecycle.note(claim.job_id, "reconcile", reason[:500])
+    job = claims.load(claim)
+    if job.provider_job_id and job.provider_account is not None:
+        look = _first_look(job.provider_account)
+        lifecycle.advance(claim, Step.AWAIT, queue="", **look)
+        return
     lifecycle.advance(
         claim,
         Step.RECONCILE,
@@ -171,11 +266,46 @@ def _to_reconcile(claim: Claim, reason: str) -> None:
     )
 
 
+def was_found(job_id: UUID, provider_id: str, *, token: str) -> bool:
+    """The provider has the attempt ``token`` under this id after all.
+
+    A job in doubt is awaited then. One that has gone another way or ended has the
+    provider's job stopped: its video is nobody's any more.
+    """
+    job = Job.objects.get(pk=job_id)
+    if job.submit_token == token and job.step == Step.RECONCILE:
+        moved = lifecycle.return_to(
+            job.pk,
+            Step.AWAIT,
+            came_from=Step.RECONCILE,
+            provider_job_id=provider_id,
+            next_poll_at=Now(),
+            poll_failures=0,
+            end_by=Now() + timedelta(seconds=settings.RUN_DEADLINE_SECONDS),
+        )
+        if moved:
+            lifecycle.note(job.pk, "reconcile", f"found at the provider: {provider_id}")
+            incidents.resolve("unknown_fate", str(job.pk), by="reconcile")
+            return True
+    if job.provider_job_id == provider_id or job.provider_account is None:
+        return False
+    errand = {
+        "job": job,
+        "account": job.provider_account,
+        "provider_job_id": provider_id,
+        "kind": ProviderErrand.Kind.CANCEL,
+    }
+    if not ProviderErrand.objects.filter(**errand).exists():
+        ProviderErrand.objects.create(**errand)
+        lifecycle.note(job.pk, "provider", f"{provider_id} came too late: stopped")
+    return False
+
+
 def _order(
     job: Job, provider: base.Provider, account: base.ProviderAccount, world: Context
 ) -> base.ProviderJob:
     request = JobRequest.load(job.request)
-    size = (int(job.resolved["width"]), int(job.resolved["height"]))
+    size = (int(job.resolved["render_width"]), int(job.resolved["render_height"]))
     options: dict[str, Any] = {
         "reference": job.submit_token,
         "wire_model": job.route["profile"],
@@ -183,7 +313,7 @@ def _order(
         "size": size,
         "prompt": job.resolved.get("prompt"),
         "audio_url": request.audio.url,
-        "callback_url": _callback_url(job, provider),
+        "callback_url": _callback_url(job, provider, account),
     }
     canvas = provider.canvas(outside.order(request, **options), account)
     with workfolder(world) as folder:
@@ -209,21 +339,36 @@ def _picture(
     return fit_picture(local, need, canvas)
 
 
-def _callback_url(job: Job, provider: base.Provider) -> str | None:
+def _callback_url(
+    job: Job, provider: base.Provider, account: base.ProviderAccount
+) -> str | None:
     if not provider.capabilities.callback_per_job or not settings.CALLBACKS:
+        return None
+    if not base.reaches(account.base_url, settings.PUBLIC_URL):
         return None
     token = signing.dumps([str(job.pk), job.submit_token], salt=CALLBACK_SALT)
     return f"{settings.PUBLIC_URL}/callbacks/{provider.name}/{token}"
 
 
-def _book(claim: Claim, cost: Decimal | None) -> None:
-    Attempt.objects.filter(job_id=claim.job_id, fence=claim.fence).update(
-        cost_microdollars=_micro(cost)
-    )
+def account_callback_url(row: ProviderAccount) -> str:
+    """Return the address an operator enters at a service that calls one per account."""
+    token = signing.dumps(row.pk, salt=ACCOUNT_CALLBACK_SALT)
+    return f"{settings.PUBLIC_URL}/callbacks/{row.provider}/{token}"
 
 
-def _micro(cost: Decimal | None) -> int:
+def micro(cost: Decimal | None) -> int:
     return 0 if cost is None else max(0, round(cost * 1_000_000))
+
+
+def settle_cost(job_id: UUID, cost: Decimal | None) -> None:
+    """Put the provider's own figure in the place of our estimate for its last attempt."""
+    attempts = Attempt.objects.filter(job_id=job_id)
+    last = attempts.filter(step=Step.SUBMIT, outcome="ok").order_by("-fence").first()
+    if last is None:
+        return
+    attempts.filter(pk=last.pk).update(cost_microdollars=micro(cost))
+    total = attempts.aggregate(cost=Sum("cost_microdollars"))["cost"] or 0
+    Job.objects.filter(pk=job_id).update(cost_microdollars=total)
 
 
 # ---------------------------------------------------------------------- collect
@@ -235,55 +380,83 @@ def collect(held: Held) -> None:
     provider = outside.adapter(job.route["runner"])
     row = job.provider_account
     assert row is not None  # a job is collected from where it was sent
-    account, world = outside.as_account(row), context.get()
     try:
-        status = transport.status(http(), provider, [job.provider_job_id], account)[
-            job.provider_job_id
-        ]
-        if status.state != "succeeded":
-            raise status.error or ProviderError(
-                f"{provider.name} says {status.state} of a finished job",
-                fault=Fault.HEALTH,
-            )
-        with workfolder(world) as folder:
-            target = folder / "result.mp4"
-            results.download(
-                status,
-                account,
-                target,
-                egress=world.egress,
-                http=http(),
-                max_bytes=world.limits.video_bytes,
-            )
-            facts = probe(target)
-            key = f"{folder_of(job)}/work/{claim.fence}-{secrets.token_hex(8)}.mp4"
-            world.storage.put_file(key, target, content_type="video/mp4")
-    except (ProviderError, UnusableVideo) as error:
-        if claim.tries + 1 >= settings.STEP_TRIES and not error.permanent:
-            lifecycle.reroute(claim, _ours(error))
-            return
-        raise _ours(error) from error
+        status, master = _fetch(claim, job, provider, outside.as_account(row))
+    except ProviderError as error:
+        if error.fault is Fault.BUSY:
+            wait = error.retry_after_seconds or 5.0
+            lifecycle.try_again(claim, NotNow(str(error), retry_after_seconds=wait))
+        else:
+            _uncollected(claim, row, error)
+        return
+    except UnusableVideo as error:
+        _uncollected(claim, row, ProviderError(f"result: {error}", fault=Fault.HEALTH))
+        return
     outside.went_well(row.pk)
+    if status.cost_usd is not None:
+        settle_cost(job.pk, status.cost_usd)
     lifecycle.advance(
         claim,
         Step.FINISH,
         queue="media",
-        master={"key": key, "width": facts.width, "height": facts.height},
-        resolved={**job.resolved, **_reported(status)},
+        master=master,
+        resolved={**job.resolved, **_reported(job, status)},
     )
 
 
-def _ours(error: RenderError) -> ProviderError:
-    """Return the error as one whose text no customer sees."""
-    if isinstance(error, ProviderError):
-        return error
-    return ProviderError(str(error), fault=Fault.HEALTH)
-
-
-def _reported(status: base.RemoteStatus) -> dict[str, Any]:
-    """Return what the provider says it used, where that is worth showing."""
-    return {
-        f"provider_{name}": status.notes[name]
-        for name in ("seed", "prompt")
-        if name in status.notes
+def _fetch(
+    claim: Claim, job: Job, provider: base.Provider, account: base.ProviderAccount
+) -> tuple[base.RemoteStatus, dict[str, Any]]:
+    """Download, probe and store the clip; return the last status and where it lies."""
+    one, world = job.provider_job_id, context.get()
+    status = transport.status(http(), provider, [one], account)[one]
+    if status.state != "succeeded":
+        raise status.error or ProviderError(
+            f"{provider.name} says {status.state} of a finished job", fault=Fault.HEALTH
+        )
+    with workfolder(world) as folder:
+        target = folder / "result.mp4"
+        results.download(
+            status,
+            account,
+            target,
+            egress=world.egress,
+            http=http(),
+            max_bytes=world.limits.video_bytes,
+        )
+        facts = probe(target)
+        missing = JobRequest.load(job.request).seconds - facts.seconds
+        if missing > SHORT_SECONDS:
+            raise UnusableVideo(f"the clip is {missing:.2f} s too short")
+        key = f"{folder_of(job)}/work/{claim.fence}-{secrets.token_hex(8)}.mp4"
+        world.storage.put_file(key, target, content_type="video/mp4")
+    return status, {
+        "key": key,
+        "width": facts.width,
+        "height": facts.height,
+        "has_customers_sound": _asked(job).audio_mode == "url",
     }
+
+
+def _uncollected(claim: Claim, row: ProviderAccount, error: ProviderError) -> None:
+    """The result cannot be had or used: look again, then take the next route."""
+    if not error.permanent and claim.tries + 1 < settings.STEP_TRIES:
+        lifecycle.try_again(claim, error)
+        return
+    outside.went_wrong(row.pk, error)
+    if error.permanent:
+        lifecycle.fail(claim, error)
+    else:
+        lifecycle.reroute(claim, error)
+
+
+def _reported(job: Job, status: base.RemoteStatus) -> dict[str, Any]:
+    """Return what the provider says it used where the customer left it to us."""
+    told: dict[str, Any] = {}
+    seed = status.notes.get("seed")
+    if job.request.get("seed_is_drawn") and isinstance(seed, int):
+        told["seed"] = seed
+    words = status.notes.get("prompt")
+    if "prompt" not in job.resolved and job.resolved.get("expansion") and words:
+        told["expanded_prompt"] = str(words)[:5000]
+    return told

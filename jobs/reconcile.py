@@ -1,13 +1,15 @@
 """Unknown is not failed: finding out what became of a job at a provider.
 
 A submit whose answer was lost is looked for by the evidence the provider offers. Found,
-the job goes on; proved absent, it is sent again; otherwise it waits in the operator's
+the job goes on; proved absent, it is sent once more; otherwise it waits in the operator's
 inbox and, after a day, is given back to the customer at the operator's cost.
 """
 
 from __future__ import annotations
 
 from datetime import timedelta
+from decimal import Decimal
+from typing import Final
 from uuid import UUID
 
 import structlog
@@ -17,24 +19,31 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from inference.errors import Fault, ProviderError, RenderError
-from inference.providers import transport
-from inference.providers.base import Evidence, FindQuery
+from inference.providers import base, transport
+from inference.providers.base import Evidence, FindQuery, RemoteStatus
 from jobs import incidents, lifecycle, outside
-from jobs.models import Job, ProviderErrand
-from jobs.provider_steps import http
+from jobs.models import Attempt, Job, JobNote, ProviderErrand
+from jobs.provider_steps import http, settle_cost, was_found
 from jobs.states import Status, Step
 
 log = structlog.get_logger()
 
 #: How long before we look again, growing with each look.
-LOOK_SECONDS = 10.0
-LOOK_SECONDS_MAX = 600.0
+LOOK_SECONDS: Final = 10.0
+LOOK_SECONDS_MAX: Final = 600.0
 #: A task list is believed to be complete this long after the submit.
-SETTLED = timedelta(seconds=30)
-ERRAND_TRIES = 5
-BATCH = 50
+SETTLED: Final = timedelta(seconds=30)
+#: A submit's job was made at the provider within this time of being sent.
+WINDOW: Final = timedelta(minutes=2)
+#: Clocks of providers may differ from ours by so much.
+SKEW: Final = timedelta(seconds=2)
+ERRAND_TRIES: Final = 5
+BATCH: Final = 50
 #: "Lost" is not yet worth a person's time in the first minutes.
-INBOX_AFTER = timedelta(minutes=2)
+INBOX_AFTER: Final = timedelta(minutes=2)
+#: A candidate's own words are read for at most so many jobs of a list.
+CANDIDATES_MAX: Final = 20
+RESENT: Final = "resent"
 
 
 def look() -> None:
@@ -60,53 +69,100 @@ def _look_for(job: Job) -> None:
     assert job.submit_sent_at is not None
     provider, account = outside.adapter(row.provider), outside.as_account(row)
     age = timezone.now() - job.submit_sent_at
+    evidence = provider.evidence(account, callback_url=None)
     if job.provider_job_id:
         evidence = Evidence.NONE  # it has an id that the provider no longer knows
-    else:
-        evidence = provider.evidence(account, callback_url=None)
-    if evidence is Evidence.CLIENT_TOKEN:
+    if evidence is Evidence.CLIENT_TOKEN and not _was_resent(job):
         _send_again(job, keep_token=True)
         return
     if evidence is Evidence.TASK_LIST:
-        query = FindQuery(
-            reference=job.submit_token,
-            model=job.route["profile"],
-            prompt=job.resolved.get("prompt") or job.request["prompt"],
-            since=job.submit_sent_at - timedelta(seconds=2),
-            until=job.submit_sent_at + timedelta(minutes=5),
-            known_ids=_ids_of_others(job),
-        )
-        found = transport.find(http(), provider, query, account)
-        if len(found.candidates) == 1:
-            was_found(job, found.candidates[0])
+        found = _candidates(job, provider, account)
+        if len(found.candidates) == 1 and not _has_rivals(job):
+            was_found(job.pk, found.candidates[0], token=job.submit_token)
             return
         if not found.candidates and found.conclusive and age > SETTLED:
-            _send_again(job, keep_token=False)
+            _was_never_there(job)
             return
     _wait_for_a_person(job, age)
 
 
-def was_found(job: Job, provider_id: str) -> None:
-    """The provider has the job under this id after all: await it."""
-    moved = lifecycle.return_to(
-        job.pk,
-        Step.AWAIT,
-        came_from=Step.RECONCILE,
-        provider_job_id=provider_id,
-        next_poll_at=Now(),
-        poll_failures=0,
-        end_by=Now() + timedelta(seconds=settings.RUN_DEADLINE_SECONDS),
+def _candidates(
+    job: Job, provider: base.Provider, account: base.ProviderAccount
+) -> base.Found:
+    """Return the provider's jobs that may be ours, those with other words left out."""
+    assert job.submit_sent_at is not None
+    query = FindQuery(
+        reference=job.submit_token,
+        model=job.route["profile"],
+        prompt=_prompt_of(job),
+        since=job.submit_sent_at - SKEW,
+        until=job.submit_sent_at + WINDOW,
+        known_ids=_ids_of_others(job),
     )
-    if moved:
-        lifecycle.note(job.pk, "reconcile", f"found at the provider as {provider_id}")
-        incidents.resolve("unknown_fate", str(job.pk))
+    found = transport.find(http(), provider, query, account)
+    if len(found.candidates) > CANDIDATES_MAX:
+        return found
+    # Not every list shows what was asked; the job itself does.
+    ours = []
+    for one in found.candidates:
+        status = transport.status(http(), provider, [one], account)[one]
+        if status.notes.get("prompt", query.prompt) == query.prompt:
+            ours.append(one)
+    return base.Found(tuple(ours), found.conclusive)
+
+
+def _prompt_of(job: Job) -> str:
+    return str(job.resolved.get("prompt") or job.request["prompt"])
+
+
+def _has_rivals(job: Job) -> bool:
+    """Return whether a candidate might as well be another job of ours without an id.
+
+    The same words from two customers: giving one the other's video would be worse than
+    giving neither.
+    """
+    assert job.submit_sent_at is not None
+    others = Job.objects.filter(
+        provider_account_id=job.provider_account_id,
+        provider_job_id="",
+        submit_sent_at__gt=job.submit_sent_at - WINDOW - SKEW,
+        submit_sent_at__lt=job.submit_sent_at + WINDOW + SKEW,
+    ).exclude(pk=job.pk)
+    return any(
+        _prompt_of(other) == _prompt_of(job)
+        and other.route["profile"] == job.route["profile"]
+        for other in others
+    )
+
+
+def _was_resent(job: Job) -> bool:
+    """Return whether the job was already sent again on its present route."""
+    return JobNote.objects.filter(
+        job=job, kind=RESENT, detail__route=job.route["name"]
+    ).exists()
+
+
+def _was_never_there(job: Job) -> None:
+    """The provider has no such job: send it once more, after that go elsewhere."""
+    if not _was_resent(job):
+        _send_again(job, keep_token=False)
+        return
+    error = ProviderError("submits get lost there", fault=Fault.HEALTH)
+    if not lifecycle.reroute_waiting(job, error):
+        lifecycle.end(job.pk, error)
+    incidents.resolve("unknown_fate", str(job.pk), by="reconcile")
 
 
 def _send_again(job: Job, *, keep_token: bool) -> None:
     changes = (
         {}
         if keep_token
-        else {"submit_sent_at": None, "submit_token": "", "provider_account": None}
+        else {
+            "submit_sent_at": None,
+            "submit_token": "",
+            "provider_account": None,
+            "provider_job_id": "",
+        }
     )
     moved = lifecycle.return_to(
         job.pk,
@@ -118,8 +174,14 @@ def _send_again(job: Job, *, keep_token: bool) -> None:
         **changes,
     )
     if moved:
-        lifecycle.note(job.pk, "reconcile", "the provider has no such job: sent again")
-        incidents.resolve("unknown_fate", str(job.pk))
+        why = "the same token is safe" if keep_token else "the provider has no such job"
+        lifecycle.note(
+            job.pk,
+            RESENT,
+            f"sent once more: {why}",
+            detail={"route": job.route["name"]},
+        )
+        incidents.resolve("unknown_fate", str(job.pk), by="reconcile")
 
 
 def _wait_for_a_person(job: Job, age: timedelta) -> None:
@@ -175,15 +237,51 @@ def vanished(job: Job) -> None:
         )
 
 
-def remote_failure(job_id: UUID, error: ProviderError) -> None:
+# ------------------------------------------------------ what an operator may decide
+
+
+def settle_as_found(job: Job, provider_id: str, *, actor: str) -> bool:
+    """An operator found the job at the provider under this id."""
+    lifecycle.note(job.pk, "reconcile", f"found as {provider_id}", actor=actor)
+    return was_found(job.pk, provider_id, token=job.submit_token)
+
+
+def settle_as_absent(job: Job, *, actor: str) -> None:
+    """An operator made sure that the provider has no such job: send it again."""
+    lifecycle.note(job.pk, "reconcile", "not at the provider", actor=actor)
+    _send_again(job, keep_token=False)
+
+
+# ---------------------------------------------------------------- a provider's "failed"
+
+
+def remote_failure(job_id: UUID, status: RemoteStatus) -> None:
     """The provider says the job failed: whose fault it was decides what follows."""
     job = Job.objects.get(pk=job_id)
+    if job.step != Step.AWAIT:
+        return
+    error = status.error or ProviderError("no reason", fault=Fault.HEALTH)
+    # Providers bill videos; where one bills a failure too, its answer says so.
+    settle_cost(job.pk, status.cost_usd or Decimal(0))
+    if job.provider_account_id is not None:
+        outside.went_wrong(job.provider_account_id, error)
     if error.fault is Fault.CUSTOMER:
         lifecycle.end(job.pk, error)
         return
-    if job.provider_account_id is not None:
-        outside.went_wrong(job.provider_account_id, error)
-    lifecycle.reroute_waiting(job, error)
+    if lifecycle.reroute_waiting(job, error):
+        return
+    if not _was_failed_before(job) and lifecycle.resubmit(job, error):
+        lifecycle.note(job.pk, "provider", f"failed there, once more: {error}"[:500])
+        return
+    lifecycle.end(job.pk, error)
+
+
+def _was_failed_before(job: Job) -> bool:
+    """Return whether the present route has already taken and failed the job."""
+    submits = Attempt.objects.filter(
+        job=job, step=Step.SUBMIT, outcome="ok", route=job.route["name"]
+    )
+    return submits.count() > 1
 
 
 # --------------------------------------------------------------------- errands
@@ -191,28 +289,47 @@ def remote_failure(job_id: UUID, error: ProviderError) -> None:
 
 def run_errands() -> None:
     """Cancel and delete at providers what ended here; give up after a few tries."""
-    for errand in ProviderErrand.objects.filter(due_at__lte=Now()).select_related(
-        "account"
-    )[:BATCH]:
-        provider = outside.adapter(errand.account.provider)
-        account = outside.as_account(errand.account)
-        can = provider.capabilities
-        act = transport.cancel if errand.kind == "cancel" else transport.delete
-        is_possible = can.cancel if errand.kind == "cancel" else can.delete
-        done = True
-        if is_possible:
-            try:
-                done = act(http(), provider, errand.provider_job_id, account)
-            except ProviderError as error:
-                log.warning("errand_failed", errand=str(errand), error=str(error))
-                done = False
-        if not done and errand.tries + 1 < ERRAND_TRIES:
-            ProviderErrand.objects.filter(pk=errand.pk).update(
-                tries=F("tries") + 1,
-                due_at=Now() + timedelta(seconds=30 * 2**errand.tries),
-            )
+    due = ProviderErrand.objects.filter(due_at__lte=Now()).order_by("due_at")
+    for errand in due.select_related("account")[:BATCH]:
+        try:
+            said = _run(errand)
+        except ProviderError as error:
+            said = f"could not be told to {errand.kind}: {error}"
+            if errand.tries + 1 < ERRAND_TRIES:
+                _later(errand)
+                continue
+        except _Busy:
+            _later(errand)
             continue
-        if errand.kind == "cancel":
-            said = "stopped at the provider" if is_possible and done else "detached"
-            lifecycle.note(errand.job_id, "provider", said)
+        if said:
+            lifecycle.note(errand.job_id, "provider", said[:500])
         errand.delete()
+
+
+class _Busy(Exception):
+    """The provider keeps its copy for now."""
+
+
+def _run(errand: ProviderErrand) -> str:
+    """Do the errand; return what to note of it."""
+    provider = outside.adapter(errand.account.provider)
+    account = outside.as_account(errand.account)
+    one = errand.provider_job_id
+    if errand.kind == ProviderErrand.Kind.CANCEL:
+        stops = provider.capabilities.cancel
+        stopped = stops and transport.cancel(http(), provider, one, account)
+        return "stopped there" if stopped else "goes on there, at our cost"
+    if not provider.capabilities.delete:
+        return ""
+    if not transport.delete(http(), provider, one, account):
+        if errand.tries + 1 < ERRAND_TRIES:
+            raise _Busy
+        return "the provider keeps its copy"
+    return "the provider's copy is deleted"
+
+
+def _later(errand: ProviderErrand) -> None:
+    ProviderErrand.objects.filter(pk=errand.pk).update(
+        tries=F("tries") + 1,
+        due_at=Now() + timedelta(seconds=30 * 2**errand.tries),
+    )

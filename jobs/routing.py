@@ -19,7 +19,7 @@ from django.db.models.functions import Now
 from inference.catalogue import ALIASES, MODELS, PublicModel
 from inference.errors import Unsupported
 from inference.registry import PROVIDERS
-from jobs import outside
+from jobs import ours, outside
 from jobs.errors import InvalidRequest, ModelUnavailable
 from jobs.models import ModelAlias, Route, Worker
 from jobs.requests import JobRequest
@@ -50,6 +50,7 @@ class _Table:
     routes: Mapping[str, Sequence[Route]]
     aliases: Mapping[str, str]
     served: frozenset[str]
+    providers: _Providers
     read_at: float
 
 
@@ -93,7 +94,9 @@ def aliases() -> Mapping[str, str]:
 
 
 def is_available(model: PublicModel, *, mode: str, plan: str) -> bool:
-    return bool(_usable(model, mode=mode, plan=plan)[0])
+    """Return whether some route could take a job; a moment old for providers."""
+    usable, _ = _usable(model, mode=mode, plan=plan, providers=_rows().providers)
+    return bool(usable)
 
 
 def choose(
@@ -110,15 +113,14 @@ def choose(
     among equals by weight). Raises ModelUnavailable when no enabled route can make it
     now, and InvalidRequest when those there are cannot do what was asked.
     """
-    usable, reasons = _usable(model, mode=mode, plan=plan)
+    providers = _Providers()
+    usable, reasons = _usable(model, mode=mode, plan=plan, providers=providers)
     usable = [route for route in usable if route.name not in without]
     reasons += [f"{name}: given up before" for name in without]
-    usable = _capable(usable, request, reasons)
+    usable = _capable(usable, request, reasons, providers)
     if not usable:
         raise ModelUnavailable(model.name)
-    healthy = [route for route in usable if _is_healthy(route)]
-    reasons += [f"{r.name}: not healthy now" for r in usable if r not in healthy]
-    usable = healthy or usable
+    usable = _preferred(usable, providers, reasons)
     best = min((route.rank, route.cost_microdollars) for route in usable)
     ranked = [r for r in usable if (r.rank, r.cost_microdollars) == best]
     # Load is spread among equals by weight; nothing secret hangs on the choice.
@@ -127,29 +129,53 @@ def choose(
     return Choice(_stored(chosen), reasons)
 
 
+class _Providers:
+    """How the providers are doing, each asked once per choice."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, outside.Standing] = {}
+
+    def __getitem__(self, name: str) -> outside.Standing:
+        if name not in self._known:
+            self._known[name] = outside.standing(name)
+        return self._known[name]
+
+
 def _usable(
-    model: PublicModel, *, mode: str, plan: str
+    model: PublicModel, *, mode: str, plan: str, providers: _Providers
 ) -> tuple[list[Route], list[str]]:
     table = _rows()
     usable, reasons = [], []
     for route in table.routes.get(model.name, ()):
         if route.simulates != (mode == "test"):
             continue
-        if not route.is_enabled:
-            reasons.append(f"{route.name}: disabled")
-        elif route.plans and plan not in route.plans:
-            reasons.append(f"{route.name}: not for plan {plan}")
-        elif route.kind == Route.Kind.ENGINE and route.queue not in table.served:
-            reasons.append(f"{route.name}: no worker serves {route.queue}")
-        elif route.kind == Route.Kind.PROVIDER and not _has_account(route.runner):
-            reasons.append(f"{route.name}: no usable account at {route.runner}")
+        if reason := _why_not(route, plan, table, providers):
+            reasons.append(f"{route.name}: {reason}")
         else:
             usable.append(route)
     return usable, reasons
 
 
+def _why_not(route: Route, plan: str, table: _Table, providers: _Providers) -> str:
+    """Say why this route takes no job of the plan, or answer ""."""
+    if not route.is_enabled:
+        return "disabled"
+    if route.plans and plan not in route.plans:
+        return f"not for plan {plan}"
+    if route.kind == Route.Kind.ENGINE:
+        served = route.queue in table.served
+        return "" if served else f"no worker serves {route.queue}"
+    if route.runner not in PROVIDERS:
+        return f"no provider is called {route.runner}"
+    doing = providers[route.runner]
+    return "" if doing.usable else doing.reason
+
+
 def _capable(
-    routes: list[Route], request: JobRequest, reasons: list[str]
+    routes: list[Route],
+    request: JobRequest,
+    reasons: list[str],
+    providers: _Providers,
 ) -> list[Route]:
     """Return the routes that can do all that was asked; raise when none of several can."""
     found: list[Route] = []
@@ -157,7 +183,14 @@ def _capable(
     for route in routes:
         try:
             if route.kind == Route.Kind.PROVIDER:
-                outside.check(request, provider=route.runner, wire_model=route.profile)
+                outside.check(
+                    request,
+                    provider=route.runner,
+                    wire_model=route.profile,
+                    accounts=providers[route.runner].usable,
+                )
+            else:
+                ours.check(request, runner=route.runner)
             found.append(route)
         except Unsupported as error:
             refused = error
@@ -167,12 +200,24 @@ def _capable(
     return found
 
 
-def _is_healthy(route: Route) -> bool:
-    return route.kind == Route.Kind.ENGINE or outside.is_healthy(route.runner)
-
-
-def _has_account(provider: str) -> bool:
-    return provider in PROVIDERS and bool(outside.usable_accounts(provider))
+def _preferred(
+    routes: list[Route], providers: _Providers, reasons: list[str]
+) -> list[Route]:
+    """Return the routes to choose from: healthy with room, else healthy, else all."""
+    for verdict, quality in (
+        ("not healthy now", "is_healthy"),
+        ("full now", "has_room"),
+    ):
+        good = [
+            route
+            for route in routes
+            if route.kind == Route.Kind.ENGINE
+            or getattr(providers[route.runner], quality)
+        ]
+        if good:
+            reasons += [f"{r.name}: {verdict}" for r in routes if r not in good]
+            routes = good
+    return routes
 
 
 def _stored(route: Route) -> dict[str, Any]:
@@ -201,6 +246,7 @@ def _rows() -> _Table:
             routes=routes,
             aliases=dict(ModelAlias.objects.values_list("name", "model")),
             served=frozenset(served),
+            providers=_Providers(),
             read_at=time.monotonic(),
         )
     return table

@@ -188,7 +188,7 @@ def _store_master(
 
 def finish(held: Held) -> None:
     """Turn an unfinished clip (a GPU's or a provider's) into the delivered file."""
-    from inference.media.finish import frames_of
+    from inference.media.finish import finish_file, frames_of
 
     claim, job = held.claim, claims.load(held.claim)
     request = JobRequest.load(job.request)
@@ -205,9 +205,18 @@ def finish(held: Held) -> None:
             resolved=job.resolved,
             audio=audio,
         )
-        artifact = _finish(
-            job, claim.fence, frames_of(source, output), output, world, folder
-        )
+        if job.route["kind"] == "provider":
+            artifact = finish_file(
+                source,
+                output,
+                world,
+                key=_out_key(job, claim.fence),
+                folder=folder,
+                keep_sound=bool(job.master.get("has_customers_sound")),
+            )
+        else:
+            frames = frames_of(source, output)
+            artifact = _finish(job, claim.fence, frames, output, world, folder)
     lifecycle.succeed(claim, artifact, work_seconds=time.monotonic() - started)
 
 
@@ -221,9 +230,13 @@ def _finish(
 ) -> Any:
     from inference.media import finish as finishing
 
-    # The fence in the key: a late worker's file is an orphan, never the job's.
-    key = f"{folder_of(job)}/out/{fence}-{uuid.uuid4().hex}"
+    key = _out_key(job, fence)
     return finishing.finish(frames, output, world, key=key, folder=folder)
+
+
+def _out_key(job: Job, fence: int) -> str:
+    # The fence in the key: a late worker's file is an orphan, never the job's.
+    return f"{folder_of(job)}/out/{fence}-{uuid.uuid4().hex}"
 
 
 StepFunction = Callable[["Held"], None]

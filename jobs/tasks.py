@@ -27,7 +27,18 @@ from inference.errors import (
     RenderError,
     Stopped,
 )
-from jobs import bells, claims, context, deliveries, lifecycle, steps, webhooks, workers
+from jobs import (
+    bells,
+    claims,
+    context,
+    deliveries,
+    lifecycle,
+    outside,
+    steps,
+    webhooks,
+    workers,
+)
+from jobs.states import Step
 
 if TYPE_CHECKING:
     from celery import Task
@@ -49,7 +60,9 @@ def ring(self: Task[Any, Any], queue: str) -> None:
         if queue == webhooks.QUEUE:
             deliveries.deliver_next()
             return
-        claim = claims.claim_next(queue, worker=_worker_name(self))
+        claim = claims.claim_next(
+            queue, worker=_worker_name(self), step=_only_step(queue)
+        )
         if claim is not None:
             with (
                 structlog.contextvars.bound_contextvars(
@@ -61,6 +74,18 @@ def ring(self: Task[Any, Any], queue: str) -> None:
                 _do(held)
     finally:
         close_old_connections()
+
+
+def _only_step(queue: str) -> Step | None:
+    """Return the only step there is room for: a full provider gets no submits now."""
+    if not queue.startswith(outside.QUEUE_PREFIX):
+        return None
+    wait = outside.seconds_to_wait(queue.removeprefix(outside.QUEUE_PREFIX))
+    if wait == 0.0:
+        return None
+    if wait is not None and wait < 2 * settings.RING_EVERY_SECONDS:
+        bells.ring_after(queue, wait)  # sooner than the housekeeper would
+    return Step.COLLECT
 
 
 def _do(held: Held) -> None:
