@@ -169,9 +169,7 @@ def _parts(
 
         parts = {"marks": _timed(burn)}
     track = context.workdir / "sound.m4a"
-    parts["sound"] = _timed(
-        lambda: finish._sound(plan, context, tools, context.workdir)
-    )
+    parts["sound"] = _timed(lambda: finish._sound(plan, context, context.workdir))
     muxed, signed = context.workdir / "m.mp4", context.workdir / "s.mp4"
 
     def seal() -> None:

@@ -1,6 +1,8 @@
 """Render without a database, a broker or a web server: ``python -m inference``.
 
 python -m inference render IMAGE --model motion --prompt "slow zoom in" --out out.mp4
+python -m inference sound out.mp4 --sound rain.mp3 --out with-rain.mp4
+python -m inference inspect out.mp4
 python -m inference models
 python -m inference resave weights/Wan2.2-I2V-A14B weights/Wan2.2-I2V-A14B-bf16
 """
@@ -8,6 +10,7 @@ python -m inference resave weights/Wan2.2-I2V-A14B weights/Wan2.2-I2V-A14B-bf16
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import random
 import shutil
@@ -20,11 +23,23 @@ from pathlib import Path
 
 from inference import registry, runner
 from inference.catalogue import MODELS, PublicModel, RouteSpec
-from inference.contracts import Limits, OutputPlan, Progress, RenderRequest
+from inference.contracts import (
+    Artifact,
+    AudioPlan,
+    Context,
+    Limits,
+    OutputPlan,
+    Progress,
+    RenderRequest,
+)
 from inference.engines.wan import host
 from inference.errors import RenderError
+from inference.geometry import AREA, SHORT_SIDE, fit_short_side
+from inference.media import audio, expansion, provenance
+from inference.media.finish import revoice
 from inference.media.images import read_header
-from inference.testing import DirectoryStorage, local_context
+from inference.media.probe import probe
+from inference.testing import local_context
 
 
 @dataclass(frozen=True)
@@ -72,8 +87,31 @@ def _render_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fast", action="store_true", help="the faster variant")
     parser.add_argument("--cuts", action="store_true", help="several shots")
     parser.add_argument("--watermark", action="store_true")
+    parser.add_argument("--expand", action="store_true", help="write the prompt out")
+    parser.add_argument(
+        "--deliver",
+        choices=sorted(SHORT_SIDE),
+        help="enlarge what the model makes to this tier",
+    )
+    _sound_argument(parser)
     parser.add_argument("--simulate", action="store_true", help="as a test key would")
     _weights_argument(parser)
+
+
+def _sound_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--sound",
+        default="none",
+        help="none, generate (from the prompt), or a sound file",
+    )
+
+
+def _audio_plan(sound: str, prompt: str, seed: int) -> AudioPlan:
+    if sound == "none":
+        return AudioPlan()
+    if sound == "generate":
+        return AudioPlan(mode="generate", prompt=prompt, seed=seed)
+    return AudioPlan(mode="url", path=Path(sound))
 
 
 def _weights_argument(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +130,7 @@ def _render(given: argparse.Namespace) -> int:
     route = _route(model, simulate=given.simulate)
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="zoetrope-") as place:
-        context = local_context(Path(place), weights=given.weights)
+        context = _context(Path(place), given.weights)
         folder = context.workdir
         pictures = {}
         for name in ("image", "last_image"):
@@ -113,18 +151,31 @@ def _render(given: argparse.Namespace) -> int:
             on_progress=_show,
             should_stop=lambda: False,
         )
-        assert isinstance(context.storage, DirectoryStorage)
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        partial = given.out.with_name(given.out.name + ".part")
-        context.storage.get_file(artifact.key, partial)
-        shutil.move(partial, given.out)
+        _hand_over(artifact, context, given.out)
     _clear()
+    if given.expand:
+        print(f"prompt: {request.prompt}")
     print(
         f"{given.out}  {artifact.width}x{artifact.height}  {artifact.frames} frames  "
         f"{artifact.seconds:g} s at {artifact.fps:g} fps  seed {request.seed}  "
         f"made in {time.monotonic() - begun:.1f} s"
     )
     return 0
+
+
+def _context(place: Path, weights: Path) -> Context:
+    # The development certificate stays beside the weights, so it is made only once.
+    signing = weights.absolute().parent / "signing"
+    return dataclasses.replace(
+        local_context(place, weights=weights), options={"signing_folder": signing}
+    )
+
+
+def _hand_over(artifact: Artifact, context: Context, out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(out.name + ".part")
+    context.storage.get_file(artifact.key, partial)
+    shutil.move(partial, out)
 
 
 def _picture(source: str) -> str | bytes:
@@ -165,6 +216,22 @@ def _plan(
     seed = random.randrange(2**31) if given.seed is None else given.seed  # noqa: S311
     defaults = model.defaults
     last = folder / "last_image.png"
+    prompt = given.prompt
+    if given.expand:
+        expander = expansion.load({}, weights=given.weights)
+        prompt = expander.expand(
+            prompt,
+            shot_type="multi" if given.cuts else "single",
+            seconds=frames / fps,
+            seed=seed,
+        ).prompt
+    delivered = size
+    if given.deliver:
+        delivered = fit_short_side(
+            size.width / size.height,
+            short_side=SHORT_SIDE[given.deliver],
+            max_area=AREA["4k"],
+        )
     return RenderRequest(
         reference="command-line",
         model=model.name,
@@ -176,7 +243,7 @@ def _plan(
         frames=frames,
         fps=fps,
         seed=seed,
-        prompt=given.prompt,
+        prompt=prompt,
         negative_prompt=given.negative_prompt,
         steps=given.steps or defaults.get("steps"),
         guidance_scale=_or(given.guidance_scale, defaults, "guidance_scale"),
@@ -185,11 +252,12 @@ def _plan(
         shot_type="multi" if given.cuts else "single",
         quality="fast" if given.fast else "quality",
         output=OutputPlan(
-            width=size.width,
-            height=size.height,
+            width=delivered.width,
+            height=delivered.height,
             fps=fps,
             frames=frames,
             watermark=given.watermark,
+            audio=_audio_plan(given.sound, given.prompt, seed),
             test_mark=route.simulates,
             model=model.name,
             reference="command-line",
@@ -217,6 +285,57 @@ def _show(progress: Progress) -> None:
 def _clear() -> None:
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+# ---------------------------------------------------------------- sound and inspect
+
+
+def _sound_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("video", type=Path, help="a file made here")
+    _sound_argument(parser)
+    parser.add_argument("--prompt", default="", help="what the sound is of")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("out.mp4"))
+    _weights_argument(parser)
+
+
+def _sound(given: argparse.Namespace) -> int:
+    facts = probe(given.video, depth="all")
+    told = provenance.read_manifest(given.video)
+    output = OutputPlan(
+        width=facts.width,
+        height=facts.height,
+        fps=round(facts.fps),
+        frames=facts.frames,
+        audio=_audio_plan(given.sound, given.prompt, given.seed),
+        model=told.model if told else "",
+        reference="command-line",
+        generated=told is not None and told.source_type == provenance.TRAINED,
+    )
+    with tempfile.TemporaryDirectory(prefix="zoetrope-") as place:
+        context = _context(Path(place), given.weights)
+        artifact = revoice(
+            given.video, output, context, key="out/video", folder=context.workdir
+        )
+        _hand_over(artifact, context, given.out)
+    print(f"{given.out}  sound: {artifact.notes['audio']}")
+    return 0
+
+
+def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("video", type=Path)
+
+
+def _inspect(given: argparse.Namespace) -> int:
+    facts = dataclasses.asdict(probe(given.video, depth="all"))
+    if facts["has_audio"]:
+        sound = audio.read_track(given.video)
+        facts["loudness_lufs"] = round(audio.loudness(sound), 1)
+    told = provenance.read_manifest(given.video)
+    found = {**facts, "provenance": told and dataclasses.asdict(told)}
+    for name, value in found.items():
+        print(f"{name:18} {value}")
+    return 0
 
 
 # ------------------------------------------------------------------------- models
@@ -266,6 +385,10 @@ def _resave(given: argparse.Namespace) -> int:
 
 COMMANDS: Mapping[str, Command] = {
     "render": Command("make a video from a picture", _render_arguments, _render),
+    "sound": Command("give a video another sound", _sound_arguments, _sound),
+    "inspect": Command(
+        "show what a video holds and who signed it", _inspect_arguments, _inspect
+    ),
     "models": Command("say what this host can make", _models_arguments, _models),
     "resave": Command("write weights again in bf16", _resave_arguments, _resave),
 }

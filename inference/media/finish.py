@@ -52,7 +52,6 @@ class Tools:
 
     signer: provenance.Credential
     safety: safety.Safety
-    sound: SoundEngine
 
 
 def tools_for(context: Context) -> Tools:
@@ -71,7 +70,6 @@ def tools_for(context: Context) -> Tools:
             required=bool(options.get("safety_required")),
             threshold=float(options.get("safety_threshold", safety.THRESHOLD)),
         ),
-        sound=_sound_engine(context.weights),
     )
 
 
@@ -112,7 +110,7 @@ def finish(
     tools = tools_for(context)
     with ThreadPoolExecutor(1, thread_name_prefix="sound") as pool:
         # Made while the frames are: x264 leaves room on a second core.
-        sound = pool.submit(_sound, output, context, tools, folder)
+        sound = pool.submit(_sound, output, context, folder)
         made = _encode(frames, output, context, tools, folder)
         track, told = sound.result()
     return _deliver(
@@ -156,7 +154,7 @@ def finish_file(
     track, told = (
         (source, {"audio": {"by": "provider"}})
         if keeps
-        else _sound(output, context, tools, folder)
+        else _sound(output, context, folder)
     )
     stills, notes = _look_through(source, output, tools)
     return _deliver(
@@ -181,7 +179,7 @@ def revoice(
     plan the size, rate and frames the file has.
     """
     tools = tools_for(context)
-    track, told = _sound(output, context, tools, folder)
+    track, told = _sound(output, context, folder)
     stills, notes = _look_through(source, output, tools)
     return _deliver(
         source,
@@ -411,7 +409,7 @@ def _look_through(
 
 
 def _sound(
-    output: OutputPlan, context: Context, tools: Tools, folder: Path
+    output: OutputPlan, context: Context, folder: Path
 ) -> tuple[Path | None, dict[str, Any]]:
     """Write the planned sound as AAC of the clip's length; return it and what it is."""
     plan = output.audio
@@ -427,9 +425,10 @@ def _sound(
         )
         told: dict[str, Any] = {"by": "customer"}
     else:
-        sound = _generated(plan.prompt, output.seconds, plan.seed, tools.sound)
-        told = {"by": tools.sound.name, "seed": plan.seed}
-        if isinstance(tools.sound, Ambience):
+        engine = _sound_engine(context.weights)
+        sound = _generated(plan.prompt, output.seconds, plan.seed, engine)
+        told = {"by": engine.name, "seed": plan.seed}
+        if isinstance(engine, Ambience):
             told["scenes"] = scenes_in(plan.prompt)
     track = folder / "sound.m4a"
     audio.write_track(sound, track)
