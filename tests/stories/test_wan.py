@@ -41,14 +41,16 @@ class GpuWorker:
 
 @pytest.fixture(scope="module")
 def worker(live_stack: LiveStack, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    made = start(live_stack, tmp_path_factory.mktemp("gpu"))
-    yield made
-    made.process.terminate()
-    made.process.wait(60)
+    made = start(live_stack, tmp_path_factory.mktemp("gpu") / "worker.log")
+    try:
+        wait_until(lambda: serves(live_stack), seconds=150, what=f"{made.log}")
+        yield made
+    finally:
+        made.process.terminate()
+        made.process.wait(60)
 
 
-def start(stack: LiveStack, place: Path) -> GpuWorker:
-    log = place / "worker.log"
+def start(stack: LiveStack, log: Path) -> GpuWorker:
     env = stack.env | {
         "GPU_MODELS": "wan-tiny",
         "CUDA_VISIBLE_DEVICES": "",
@@ -64,13 +66,12 @@ def start(stack: LiveStack, place: Path) -> GpuWorker:
             text=True,
             cwd=ROOT,
         )
-    wait_until(lambda: serves(stack), seconds=150, what=f"the GPU worker ({log})")
     return GpuWorker(process, log)
 
 
 def serves(stack: LiveStack) -> bool:
     rows = stack.sql(
-        "SELECT queues FROM jobs_worker WHERE name LIKE 'gpu-%'"
+        "SELECT queues FROM jobs_worker WHERE name LIKE 'gpu-%%'"
         " AND seen_at > now() - interval '15 seconds'"
     )
     return any("gpu.wan-tiny" in queues for (queues,) in rows)
