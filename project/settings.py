@@ -218,12 +218,24 @@ REST_FRAMEWORK = {
 }
 SPECTACULAR_SETTINGS = {
     "TITLE": "Zoetrope",
+    "DESCRIPTION": "Still images in, videos out. Recipes are in "
+    "[the cookbook](/docs/cookbook).",
     "VERSION": "1",
     "OAS_VERSION": "3.1.1",
     "SERVE_INCLUDE_SCHEMA": False,
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
-    "REDOC_DIST": "SIDECAR",
+    "SWAGGER_UI_SETTINGS": {
+        "deepLinking": True,
+        "docExpansion": "none",
+        "defaultModelsExpandDepth": 0,
+        "persistAuthorization": False,
+        "validatorUrl": None,  # it would send the document to somebody else
+    },
+    "POSTPROCESSING_HOOKS": [
+        "drf_spectacular.hooks.postprocess_schema_enums",
+        "jobs.api.schema.add_dialects",
+    ],
 }
 UNFOLD = {"SITE_TITLE": "Zoetrope", "SITE_HEADER": "Zoetrope"}
 

@@ -6,6 +6,7 @@ import re
 
 from django.urls import URLPattern, path, re_path
 
+from jobs.api import docs
 from jobs.api.callbacks import callback
 from jobs.api.files import permanent
 from jobs.api.views import Endpoint, unknown
@@ -36,6 +37,10 @@ def _patterns() -> list[URLPattern]:
 urlpatterns: list[URLPattern] = [
     *_patterns(),
     path("files/<str:token>/<str:name>", permanent),
+    path("schema", docs.Schema.as_view(), name="schema"),
+    path("docs", docs.index),
+    path("docs/api", docs.ApiPage.as_view()),
+    path("docs/<str:name>", docs.dialect_page),
     path("callbacks/<str:provider>/<str:token>", callback),
     # Last: whatever no other path serves.
     re_path(r"", unknown),

@@ -328,7 +328,8 @@ Render = Callable[[Any, WireRequest], WireResponse]
 class Field:
     """One field of a request body, for the documentation table and the OpenAPI schema.
 
-    ``meaning`` says what it does here; ``canonical`` names the job option it sets.
+    ``meaning`` says what it does here; ``canonical`` names the job option it sets;
+    ``schema`` has the JSON Schema keywords of the rule, as far as they can say it.
     """
 
     name: str
@@ -338,6 +339,7 @@ class Field:
     required: bool = False
     meaning: str = ""
     canonical: str = ""
+    schema: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

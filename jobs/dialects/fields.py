@@ -166,7 +166,10 @@ def text(
         return value
 
     said = rule or (f"at most {longest} characters" if longest else "")
-    row = _row(name, "string", said, default, required, meaning, canonical)
+    row = _row(
+        name, "string", said, default, required, meaning, canonical,
+        maxLength=longest, minLength=shortest or None,
+    )  # fmt: skip
     return Reader(row, convert, default, blank_is_absent)
 
 
@@ -194,7 +197,10 @@ def integer(
         return number
 
     said = rule or _listed(choices) or _span(low, high) + (", odd" if odd else "")
-    row = _row(name, "integer", said, default, required, meaning, canonical)
+    row = _row(
+        name, "integer", said, default, required, meaning, canonical,
+        minimum=low, maximum=high, enum=list(choices) or None,
+    )  # fmt: skip
     return Reader(row, convert, default, blank_is_absent)
 
 
@@ -220,7 +226,7 @@ def seed(
     row = _row(
         name, "integer", said, None, required=False, meaning=meaning, canonical="seed"
     )
-    row = dataclasses.replace(row, default="random")
+    row = dataclasses.replace(row, default="random", schema=wide.row.schema)
     absent = () if random is None else (random,)
     return Reader(row, convert, absent_values=absent)
 
@@ -242,8 +248,9 @@ def number(
         return amount
 
     row = _row(
-        name, "number", rule or _span(low, high), default, required, meaning, canonical
-    )
+        name, "number", rule or _span(low, high), default, required, meaning, canonical,
+        minimum=low, maximum=high,
+    )  # fmt: skip
     return Reader(row, convert, default)
 
 
@@ -292,8 +299,9 @@ def choice(
         raise InvalidRequest(field, f"Must be one of {_listed(choices)}.")
 
     row = _row(
-        name, "string", rule or _listed(choices), default, required, meaning, canonical
-    )
+        name, "string", rule or _listed(choices), default, required, meaning, canonical,
+        enum=None if any_case else list(choices),
+    )  # fmt: skip
     return Reader(row, convert, default, blank_is_absent)
 
 
@@ -376,8 +384,9 @@ def url(
         return address
 
     row = _row(
-        name, "string", rule or "http(s) URL", None, required, meaning, canonical
-    )
+        name, "string", rule or "http(s) URL", None, required, meaning, canonical,
+        format="uri", maxLength=longest,
+    )  # fmt: skip
     return Reader(row, convert, None, blank_is_absent=True)
 
 
@@ -402,8 +411,9 @@ def items(
         return tuple(each(f"{field}[{place}]", one) for place, one in enumerate(value))
 
     row = _row(
-        name, kind, rule or f"at most {longest}", None, required, meaning, canonical
-    )
+        name, kind, rule or f"at most {longest}", None, required, meaning, canonical,
+        maxItems=longest if kind == "array" else None,
+    )  # fmt: skip
     return Reader(row, convert, None)
 
 
@@ -472,6 +482,7 @@ def _row(
     required: bool,
     meaning: str,
     canonical: str,
+    **schema: object,
 ) -> Field:
     row = Field(
         name=name,
@@ -480,6 +491,7 @@ def _row(
         required=required,
         meaning=meaning,
         canonical=canonical,
+        schema={word: value for word, value in schema.items() if value is not None},
     )
     if default is None:
         return row

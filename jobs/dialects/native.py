@@ -117,21 +117,60 @@ _PLAIN = (
     *(SHOT, WATERMARK, SAFETY, EXPANSION, EFFECT, PREMIUM, PRIORITY, RETENTION),
 )
 _READERS = (MODEL, RESOLUTION, SECONDS, FRAMES, FPS, *_PLAIN)
+_LORA = {
+    "type": "object",
+    "required": ["path"],
+    "additionalProperties": False,
+    "properties": {
+        "path": {"type": "string", "minLength": 1, "maxLength": 500},
+        "scale": {"type": ["number", "string", "null"]},
+        "path_low": {"type": ["string", "null"], "maxLength": 500},
+        "scale_low": {"type": ["number", "string", "null"]},
+    },
+}
+_AUDIO = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "mode": {"type": "string", "enum": list(get_args(AudioMode))},
+        "url": {"type": ["string", "null"]},
+    },
+}
+_HOOK = {
+    "type": "object",
+    "required": ["url"],
+    "additionalProperties": False,
+    "properties": {
+        "url": {"type": "string", "format": "uri"},
+        "events": {"type": "array", "items": {"type": "string", "enum": list(EVENTS)}},
+    },
+}
+# Forms carry lists and objects as JSON text.
+_JSON_TEXT = {"type": "string", "pattern": r"^[\[{]"}
 _STRUCTURED = (
     Field("image", "string or file", "URL, data URI, base64, or a file part",
           required=True, meaning="The still to start from.", canonical="image"),
     Field("last_image", "string or file", "as image", meaning="The still to end on.",
           canonical="last_image"),
     Field("size", "string", "WIDTHxHEIGHT, even", meaning="Exact size; crops to fill.",
-          canonical="size"),
+          canonical="size", schema={"pattern": "^[0-9]{1,5}[xX][0-9]{1,5}$"}),
     Field("loras", "array", "{path, scale, path_low, scale_low}",
-          meaning="Adapters, where the model takes them.", canonical="loras"),
+          meaning="Adapters, where the model takes them.", canonical="loras",
+          schema={"anyOf": [{"type": "array", "items": _LORA}, _JSON_TEXT]}),
     Field("audio", "string or object", "none, generate, or {mode, url}",
-          meaning="The sound. Default: the model's.", canonical="audio"),
+          meaning="The sound. Default: the model's.", canonical="audio",
+          schema={"anyOf": [{"type": "string", "enum": ["none", "generate"]}, _AUDIO,
+                            _JSON_TEXT]}),
     Field("webhook", "string or object", "URL or {url, events}",
-          meaning="Told when this job changes.", canonical="webhook"),
+          meaning="Told when this job changes.", canonical="webhook",
+          schema={"anyOf": [{"type": "string", "format": "uri"}, _HOOK, _JSON_TEXT]}),
     Field("metadata", "object", "at most 20 texts of 500 characters",
-          meaning="Kept with the job and shown back.", canonical="metadata"),
+          meaning="Kept with the job and shown back.", canonical="metadata",
+          schema={"anyOf": [{"type": "object", "maxProperties": METADATA_KEYS_MAX,
+                             "propertyNames": {"maxLength": 64},
+                             "additionalProperties": {
+                                 "type": "string", "maxLength": METADATA_TEXT_MAX}},
+                            _JSON_TEXT]}),
 )  # fmt: skip
 FIELDS = (*fields.rows(*_READERS), *_STRUCTURED)
 _KNOWN = frozenset(field.name for field in FIELDS)
@@ -292,6 +331,48 @@ def _metadata(value: Any) -> Mapping[str, str] | None:
             )
     return value
 
+
+# The calls around a job.
+_TIME = {"format": "date-time"}
+LIST_FIELDS = (
+    Field("limit", "integer", f"1 to {PAGE_MAX}", default=str(PAGE_DEFAULT),
+          schema={"minimum": 1, "maximum": PAGE_MAX}),
+    Field("cursor", "string", meaning="The next_cursor of the page before.",
+          rule="", schema={"maxLength": 64}),
+    Field("status", "string", "one or more, with commas between",
+          meaning="Only jobs that are so."),
+    Field("model", "string", "", meaning="Only jobs of this model."),
+    Field("created_after", "string", "ISO 8601 with zone", schema=_TIME),
+    Field("created_before", "string", "ISO 8601 with zone", schema=_TIME),
+)  # fmt: skip
+EFFECTS_FIELDS = (
+    Field("page", "integer", "from 1", default="1", schema={"minimum": 1}),
+    LIST_FIELDS[0],
+)
+LEDGER_FIELDS = (
+    Field("limit", "integer", "1 to 100", default="50",
+          schema={"minimum": 1, "maximum": 100}),
+    Field("cursor", "string", "", meaning="The next_cursor of the page before."),
+)  # fmt: skip
+CONTENT_FIELDS = (
+    Field("variant", "string", "video, thumbnail, spritesheet", default="video",
+          schema={"enum": ["video", "thumbnail", "spritesheet"]}),
+)  # fmt: skip
+KEY_FIELDS = (
+    Field("name", "string", "at most 100 characters", schema={"maxLength": 100}),
+    Field("mode", "string", "live, test", default="that of the key that asks",
+          schema={"enum": ["live", "test"]}),
+    Field("scopes", "array", "", default="jobs:write, jobs:read, billing:read",
+          schema={"minItems": 1, "items": {"type": "string"}}),
+    Field("expires_at", "string", "ISO 8601 with zone, in the future", schema=_TIME),
+    Field("daily_spend_cap_credits", "number", "0 or more", schema={"minimum": 0}),
+)  # fmt: skip
+ENDPOINT_FIELDS = (
+    Field("url", "string", "https URL", required=True, schema={"format": "uri"}),
+    Field("description", "string", "", schema={"maxLength": 200}),
+    Field("events", "array", "", default="all", meaning="Which events to send.",
+          schema={"items": {"type": "string"}}),
+)  # fmt: skip
 
 # ------------------------------------------------------------------- parse
 
@@ -607,7 +688,8 @@ def error(refused: ApiError, wire: WireRequest) -> WireResponse:
 ROUTES = (
     Route("POST", "/v1/jobs", Operation.CREATE, _create, _created, "jobs:write",
           "Make a video from a still", FIELDS),
-    Route("GET", "/v1/jobs", Operation.LIST, _list, _page, "jobs:read", "List jobs"),
+    Route("GET", "/v1/jobs", Operation.LIST, _list, _page, "jobs:read", "List jobs",
+          LIST_FIELDS),
     Route("GET", "/v1/jobs/{id}", Operation.STATUS, _one, _job, "jobs:read",
           "Read a job"),
     Route("DELETE", "/v1/jobs/{id}", Operation.DELETE, _one, _deleted, "jobs:write",
@@ -615,7 +697,7 @@ ROUTES = (
     Route("POST", "/v1/jobs/{id}/cancel", Operation.CANCEL, _one, _job, "jobs:write",
           "Cancel a job"),
     Route("GET", "/v1/jobs/{id}/content", Operation.CONTENT, _one, _job, "jobs:read",
-          "Download a finished file"),
+          "Download a finished file", CONTENT_FIELDS),
     Route("POST", "/v1/quotes", Operation.QUOTE, _create, _quoted, "jobs:read",
           "What a job would cost", FIELDS),
     Route("GET", "/v1/models", Operation.MODELS, _ask, _models, "jobs:read",
@@ -625,13 +707,13 @@ ROUTES = (
     Route("GET", "/v1/balance", Operation.BALANCE, _ask, _balance, "billing:read",
           "Credits left"),
     Route("GET", "/v1/ledger", Operation.LEDGER, _ask, _plain(200), "billing:read",
-          "Every movement of credits"),
+          "Every movement of credits", LEDGER_FIELDS),
     Route("GET", "/v1/keys", Operation.KEYS_LIST, _ask, _plain(200), "admin",
           "List API keys"),
     Route("POST", "/v1/keys", Operation.KEY_CREATE, _ask_body, _plain(201), "admin",
-          "Make an API key"),
+          "Make an API key", KEY_FIELDS),
     Route("POST", "/v1/webhooks", Operation.WEBHOOKS, _webhooks("create"),
-          _plain(201), "jobs:write", "Add a webhook endpoint"),
+          _plain(201), "jobs:write", "Add a webhook endpoint", ENDPOINT_FIELDS),
     Route("GET", "/v1/webhooks", Operation.WEBHOOKS, _webhooks("list"), _plain(200),
           "jobs:read", "List webhook endpoints"),
     Route("GET", "/v1/webhooks/keys", Operation.WEBHOOKS, _webhooks("keys"),
