@@ -88,16 +88,22 @@ class PublicModel:
     loras_max: int = 0
     defaults: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     generated: bool = True
+    #: Delivered by enlarging what the highest of ``tiers`` renders.
+    upscaled_tiers: tuple[str, ...] = ()
     seconds_of_work: float = 60.0  # first guess for the run deadline and the ETA
 
     def size_for(self, aspect: float, tier: str) -> Size:
         """Return the delivered size for a picture of this ``aspect`` (width/height)."""
-        if self.sizing == "area":
+        if self.sizing == "area" and tier in self.tiers:
             return fit_area(aspect, area=self.areas[tier], multiple=self.multiple)
         # 1.5 × the 16:9 area keeps 2:1 panoramas at the full short side.
         return fit_short_side(
             aspect, short_side=SHORT_SIDE[tier], max_area=AREA[tier] * 3 // 2
         )
+
+    def native_tier(self, tier: str) -> str:
+        """Return the tier that is rendered when ``tier`` is delivered."""
+        return self.tiers[-1] if tier in self.upscaled_tiers else tier
 
     def offers(self, feature: Feature) -> bool:
         return feature in self.features
@@ -181,6 +187,7 @@ _MODELS: tuple[PublicModel, ...] = (
         frames_max=81,
         frames_default=81,
         tiers=("480p", "720p"),
+        upscaled_tiers=("1080p", "4k"),
         tier_default="480p",
         sizing="area",
         areas=_480P_BUDGET,
@@ -209,6 +216,7 @@ _MODELS: tuple[PublicModel, ...] = (
         frames_default=81,
         frame_step=4,
         tiers=("720p",),
+        upscaled_tiers=("1080p", "4k"),
         tier_default="720p",
         sizing="area",
         areas=_480P_BUDGET,
@@ -234,6 +242,7 @@ _MODELS: tuple[PublicModel, ...] = (
         frames_default=81,
         frame_step=2,
         tiers=("480p",),
+        upscaled_tiers=("720p", "1080p", "4k"),
         tier_default="480p",
         sizing="area",
         areas=_480P_BUDGET,
@@ -261,6 +270,7 @@ _MODELS: tuple[PublicModel, ...] = (
         frames_max=121,
         frames_default=121,
         tiers=("720p",),
+        upscaled_tiers=("1080p", "4k"),
         tier_default="720p",
         sizing="area",
         areas=MappingProxyType({"720p": 704 * 1280}),
@@ -284,6 +294,7 @@ _MODELS: tuple[PublicModel, ...] = (
         frames_max=33,
         frames_default=17,
         tiers=("480p",),
+        upscaled_tiers=("720p", "1080p", "4k"),
         tier_default="480p",
         sizing="area",
         areas=MappingProxyType({"480p": 64 * 96}),

@@ -12,11 +12,12 @@ class JobsConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        post_migrate.connect(_install_routes, sender=self)
+        post_migrate.connect(_install_first_rows, sender=self)
 
 
-def _install_routes(**_: Any) -> None:
+def _install_first_rows(**_: Any) -> None:
     # The catalogue is code; its routes become rows as soon as there is a table for them.
-    from jobs import routing
+    from jobs import effects, routing
 
     routing.install()
+    effects.install()

@@ -42,11 +42,11 @@ WITH picked AS (
            worker = %(worker)s,
            run_after = NULL,
            stage = '',
-           status = CASE WHEN j.step IN ('generate', 'submit') THEN 'running'
+           status = CASE WHEN j.step IN ('generate', 'submit', 'finish') THEN 'running'
                          ELSE j.status END,
-           started_at = CASE WHEN j.step IN ('generate', 'submit')
+           started_at = CASE WHEN j.step IN ('generate', 'submit', 'finish')
                              THEN coalesce(j.started_at, statement_timestamp()) ELSE j.started_at END,
-           end_by = CASE WHEN j.step IN ('generate', 'submit')
+           end_by = CASE WHEN j.step IN ('generate', 'submit', 'finish')
                          THEN coalesce(j.end_by, statement_timestamp() + greatest(
                               make_interval(secs => %(deadline)s),
                               make_interval(secs => %(factor)s

@@ -13,8 +13,8 @@ from django.core import signing
 from django.db.models import Avg, F, Q
 from django.db.models.functions import Now
 
-from jobs.dialects.base import Failure, JobView
-from jobs.models import Job
+from jobs.dialects.base import EffectView, Failure, JobView
+from jobs.models import Effect, Job
 from jobs.requests import JobRequest
 from jobs.states import Status
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ETA_CACHE_SECONDS = 30.0
 PERMANENT_SALT = "zoetrope.permanent"
 
-_averages: dict[tuple[str, bool], tuple[float, float | None]] = {}
+_averages: dict[tuple[str, str, bool], tuple[float, float | None]] = {}
 
 
 def view(
@@ -80,6 +80,27 @@ def views(
     return [
         view(job, dialect=dialect, storage=storage, base_url=base_url) for job in jobs
     ]
+
+
+def effect(row: Effect, *, storage: Storage, url_seconds: int, plan: str) -> EffectView:
+    """Return the effect as a customer of ``plan`` sees it, with fresh links."""
+    template = row.current
+
+    def link(key: str) -> str | None:
+        return storage.presign(key, seconds=url_seconds) if key else None
+
+    return EffectView(
+        id=row.code,
+        code=row.code,
+        name=row.name,
+        version=template.version,
+        description=row.description,
+        logo_url=link(row.logo_key or template.poster_key),
+        preview_url=link(template.preview_key),
+        models=tuple(row.for_models),
+        created_at=row.created_at,
+        available=not row.plans or plan in row.plans,
+    )
 
 
 def account_number(account_id: UUID) -> int:
@@ -161,12 +182,13 @@ def _eta(job: Job, position: int | None) -> float | None:
 
 def _usual_seconds(job: Job) -> float | None:
     """Return what recent jobs of this model took from start to end."""
-    key = (job.model, bool(job.route.get("simulates")))
+    key = (job.model, job.kind, bool(job.route.get("simulates")))
     known = _averages.get(key)
     if known is not None and time.monotonic() < known[0]:
         return known[1]
     recent = Job.objects.filter(
         model=job.model,
+        kind=job.kind,
         mode=job.mode,
         status=Status.SUCCEEDED,
         finished_at__gt=Now() - timedelta(hours=1),

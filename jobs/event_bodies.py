@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from django.conf import settings
 
-from jobs import context, display
+from jobs import context, display, webhooks
 from jobs.dialects import base, load_dialect
 from jobs.dialects.native import job_body
 from jobs.models import WebhookEvent
@@ -68,4 +68,17 @@ def _view(event: WebhookEvent, dialect: base.Dialect) -> base.JobView:
         base_url=settings.PUBLIC_URL,
     )
     status = _STATUS.get(event.type, shown.status)
+    if event.job.error_code == webhooks.TEST_CODE:
+        shown = _rehearsed(shown, succeeds=status == "succeeded")
     return replace(shown, status=cast("base.Status", status))
+
+
+def _rehearsed(shown: base.JobView, *, succeeds: bool) -> base.JobView:
+    """Return what a mock event shows: the fields of a real one, and no real file."""
+    if succeeds:
+        address = f"{settings.PUBLIC_URL}/files/{webhooks.TEST_CODE}/video.mp4"
+        return replace(shown, video_url=address, error=None)
+    words = "This is a test of your webhook."
+    return replace(
+        shown, error=base.Failure(webhooks.TEST_CODE, words, retryable=False)
+    )

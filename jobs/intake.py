@@ -6,8 +6,9 @@ happens to the process that answered.
 
 from __future__ import annotations
 
+import hashlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from fractions import Fraction
@@ -18,23 +19,27 @@ from django.db import transaction
 from django.db.models.functions import Now, TruncMonth
 
 from billing import errors as billing_errors
-from billing import ledger, prices
+from billing import keys, ledger, prices
 from inference.catalogue import MODELS, PublicModel
 from jobs import bells, effects, routing, slots, webhooks
 from jobs.errors import (
     Forbidden,
     InsufficientCredits,
+    InvalidRequest,
     ModelUnavailable,
+    NotAcceptableNow,
     QuotaExhausted,
     SpendCapReached,
 )
 from jobs.models import Job, JobNote, JobUpload
-from jobs.requests import SEED_MAX, JobRequest
+from jobs.requests import SEED_MAX, JobRequest, Sound, WebhookTarget
 from jobs.states import Status, Step
 
 if TYPE_CHECKING:
     from billing.keys import Credential
 
+#: First guess for an audio-only job: decode, encode, remux.
+AUDIO_SECONDS = 5.0
 #: A client library's own retry of a call is recognised for this long.
 RETRY_WINDOW = timedelta(minutes=10)
 
@@ -49,7 +54,7 @@ class Quote:
 
 def quote(request: JobRequest, *, credential: Credential) -> Quote:
     """Return what the request would cost, having checked it as submit does."""
-    request = effects.expand(request, plan=credential.plan)
+    request = effects.apply(request, plan=credential.plan).request
     model = MODELS[request.model]
     _check_plan(request, model, credential)
     routing.choose(
@@ -76,7 +81,8 @@ def submit(
     Raises the ApiErrors of its checks, and commits nothing when it does.
     """
     fingerprint = request.fingerprint()
-    request = effects.expand(request, plan=credential.plan)
+    applied = effects.apply(request, plan=credential.plan)
+    request = applied.request
     model = MODELS[request.model]
     _check_plan(request, model, credential)
     choice = routing.choose(
@@ -84,33 +90,132 @@ def submit(
     )
     priced = _price(request)
     if request.seed is None:
-        request = request.replace(
-            seed=secrets.randbelow(SEED_MAX + 1), seed_is_drawn=True
-        )
+        request = request.replace(seed=_drawn_seed(), seed_is_drawn=True)
+    job = _job(
+        request,
+        credential=credential,
+        dialect=dialect,
+        public_id=public_id,
+        source=source,
+        fingerprint=fingerprint,
+        resolved=dict(applied.resolved),
+        route=dict(choice.route),
+        eta_seconds=_estimate(model, choice.route),
+        price_version=priced.price_version,
+        quoted_millicredits=priced.amount_millicredits,
+    )
+    if request.webhook is not None and request.webhook.test_status is not None:
+        return _rehearse_webhook(job, request.webhook)
+    return _accept(
+        job,
+        request,
+        credential,
+        is_client_retry=is_client_retry,
+        reasons=choice.reasons,
+    )
+
+
+def submit_audio(
+    source: Job,
+    audio: Sound,
+    *,
+    credential: Credential,
+    dialect: str,
+    public_id: str | None = None,
+    is_client_retry: bool = False,
+    webhook: WebhookTarget | None = None,
+    echo: Mapping[str, Any] | None = None,
+) -> Job:
+    """Accept another sound for a finished job's video, as a job of its own.
+
+    Its picture stays as it is. It has its own price and refers to ``source``. Raises
+    NotAcceptableNow while the source is not finished or its files are gone.
+    """
+    if audio.mode == "none":
+        raise InvalidRequest("audio.mode", "Must be one of generate, url.")
+    if source.status != Status.SUCCEEDED or not source.output.get("key"):
+        raise NotAcceptableNow("Only a finished video can get another sound.")
+    if source.files_deleted_at is not None:
+        raise NotAcceptableNow("The video's files are no longer kept.")
+    request = JobRequest.load(source.request).replace(
+        audio=audio,
+        webhook=webhook,
+        echo=dict(echo or {}),
+        seed=_drawn_seed(),
+        seed_is_drawn=True,
+    )
+    own_words = f"{source.pk}:{audio}:{webhook}:{echo}"
+    priced = _price(request, operation="audio")
+    job = _job(
+        request,
+        credential=credential,
+        dialect=dialect,
+        public_id=public_id,
+        source=source,
+        kind="audio",
+        fingerprint=hashlib.sha256(own_words.encode()).hexdigest(),
+        resolved=dict(source.resolved),
+        route=audio_route(simulates=bool(source.route.get("simulates"))),
+        eta_seconds=AUDIO_SECONDS,
+        price_version=priced.price_version,
+        quoted_millicredits=priced.amount_millicredits,
+    )
+    return _accept(job, request, credential, is_client_retry=is_client_retry)
+
+
+def audio_route(*, simulates: bool) -> dict[str, Any]:
+    """Return the route of a job that generates no picture."""
+    return {
+        "name": "audio",
+        "kind": "audio",
+        "queue": "media",
+        "runner": "",
+        "profile": "",
+        "simulates": simulates,
+    }
+
+
+def _job(
+    request: JobRequest,
+    *,
+    credential: Credential,
+    dialect: str,
+    public_id: str | None,
+    **facts: Any,
+) -> Job:
+    """Return the row of a new job, not yet saved."""
     job_id = uuid4()
-    job = Job(
+    return Job(
         id=job_id,
         account_id=credential.account_id,
         mode=credential.mode,
         api_key_id=credential.key_id,
         dialect=dialect,
         public_id=public_id or str(job_id),
-        source=source,
         model=request.model,
         request=request.stored(),
-        fingerprint=fingerprint,
         status=Status.QUEUED,
         step=Step.PREPARE,
         queue="media",
         priority=request.priority,
-        route=dict(choice.route),
-        eta_seconds=_estimate(model, choice.route),
         start_by=Now() + timedelta(seconds=credential.plan.queue_ttl_seconds),
-        price_version=priced.price_version,
-        quoted_millicredits=priced.amount_millicredits,
+        **facts,
     )
+
+
+def _accept(
+    job: Job,
+    request: JobRequest,
+    credential: Credential,
+    *,
+    is_client_retry: bool,
+    reasons: Sequence[str] = (),
+) -> Job:
+    """Hold the price and store the job, in one transaction."""
     with transaction.atomic():
-        if is_client_retry and (earlier := _earlier(credential, dialect, fingerprint)):
+        if is_client_retry and (
+            earlier := _earlier(credential, job.dialect, job.fingerprint)
+        ):
             return earlier
         _hold(credential, job)
         free = slots.is_free(
@@ -118,23 +223,68 @@ def submit(
             mode=credential.mode,
             limit=credential.plan.max_running,
         )
-        _check_month(credential, dialect)
+        if job.kind == "video":
+            _check_month(credential, job.dialect)
         job.ready_at = Now() if free else None
         job.save(force_insert=True)
-        _keep_uploads(job, request)
-        if len(choice.reasons) > 1:
-            JobNote.objects.create(
-                job=job, kind="route", text="; ".join(choice.reasons)
-            )
+        if job.kind == "video":
+            _keep_uploads(job, request)
+        if len(reasons) > 1:
+            JobNote.objects.create(job=job, kind="route", text="; ".join(reasons))
         if free:
             bells.ring(job.queue)
     return job
 
 
-def _price(request: JobRequest) -> Quote:
+def _rehearse_webhook(job: Job, target: WebhookTarget) -> Job:
+    """Store a job that ends at once, unpaid, and send its one mock event."""
+    job.status, job.step, job.queue = Status.CANCELED, Step.DONE, ""
+    job.finished_at = Now()
+    job.error_code = webhooks.TEST_CODE
+    job.error_message = "Only the webhook was tested; nothing was made or charged."
+    job.quoted_millicredits = 0
+    with transaction.atomic():
+        job.save(force_insert=True)
+        webhooks.announce_rehearsal(job.pk, target)
+    job.refresh_from_db()
+    return job
+
+
+def _drawn_seed() -> int:
+    return secrets.randbelow(SEED_MAX + 1)
+
+
+def submit_again(job: Job, *, public_id: str | None, actor: str) -> Job:
+    """Accept an ended job's request once more, for an operator.
+
+    It is a new job of the same account, held at today's price, that takes the old one's
+    prepared pictures. Raises NotAcceptableNow when these are gone.
+    """
+    request = JobRequest.load(job.request)
+    if job.kind != "video":
+        raise NotAcceptableNow("Only videos can be made again from here.")
+    if not job.inputs.get("image") and request.image.url is None:
+        raise NotAcceptableNow("Its picture is no longer kept; it must be sent again.")
+    if request.seed_is_drawn:
+        request = request.replace(seed=None, seed_is_drawn=False)
+    again = submit(
+        request,
+        credential=keys.on_behalf_of(job.account_id, job.mode),
+        dialect=job.dialect,
+        public_id=public_id,
+        source=job,
+    )
+    JobNote.objects.create(
+        job=again, kind="operator", text=f"another try of {job.pk}", actor=actor
+    )
+    return again
+
+
+def _price(request: JobRequest, *, operation: str = "video") -> Quote:
     usage = prices.Usage(
         model=request.model,
-        resolution=request.tier,
+        operation=operation,
+        resolution=MODELS[request.model].native_tier(request.tier),
         seconds=Fraction(request.frames, request.fps),
         frames=request.frames,
         premium=request.premium,
@@ -156,9 +306,11 @@ def _price(request: JobRequest) -> Quote:
 
 
 def _priced_options(request: JobRequest) -> Mapping[str, Any]:
+    is_enlarged = MODELS[request.model].native_tier(request.tier) != request.tier
     return {
         "audio": request.audio.mode,
         "quality": request.quality,
+        **({"upscaled": request.tier} if is_enlarged else {}),
     }
 
 
@@ -169,7 +321,7 @@ def _hold(credential: Credential, job: Job) -> None:
             mode=credential.mode,
             reference=str(job.id),
             amount_millicredits=job.quoted_millicredits,
-            api_key_id=credential.key_id,
+            api_key_id=credential.key_id or None,
         )
     except billing_errors.InsufficientCredits as short:
         raise InsufficientCredits(

@@ -21,7 +21,7 @@ from django.db.models.functions import Now
 from billing import accounts, ledger
 from inference.catalogue import MODELS
 from inference.contracts import Artifact
-from inference.errors import RenderError
+from inference.errors import ContentBlocked, RenderError
 from jobs import bells, claims, routing, slots, webhooks
 from jobs.claims import Claim
 from jobs.errors import InvalidRequest, ModelUnavailable, NotAcceptableNow, NotFound
@@ -32,6 +32,8 @@ from jobs.states import ACTIVE, MOVES, Status, Step
 log = structlog.get_logger()
 
 _ACTIVE = [status.value for status in ACTIVE]
+#: The failure after which no file stays.
+BLOCKED = ContentBlocked.default_code
 
 
 class Superseded(Exception):
@@ -347,6 +349,32 @@ def lose(job: Job) -> None:
         bells.ring(job.queue)
 
 
+# ------------------------------------------------------------------- refunding
+
+
+def refund(job: Job, *, amount_millicredits: int, actor: str, reason: str) -> None:
+    """Give back what a finished job was charged, whole or in part, once.
+
+    Raises billing's AlreadySettled or AmountTooLarge.
+    """
+    with transaction.atomic():
+        ledger.refund(
+            account_id=job.account_id,
+            mode=job.mode,
+            reference=str(job.id),
+            amount_millicredits=amount_millicredits,
+            actor=actor,
+            reason=reason,
+        )
+        Job.objects.filter(pk=job.pk).update(refunded_millicredits=amount_millicredits)
+        note(
+            job.pk,
+            "refund",
+            f"{amount_millicredits / 1000:g} credits: {reason}",
+            actor=actor,
+        )
+
+
 # ------------------------------------------------------------------- canceling
 
 
@@ -472,6 +500,8 @@ def _reasons(error: RenderError) -> dict[str, Any]:
         "error_retryable": not error.permanent,
         "error_detail": str(error)[:10_000],
         "refunded_millicredits": F("quoted_millicredits"),
+        # Nothing of what was refused is kept; housekeeping removes what is left.
+        **({"files_expire_at": Now()} if error.code == BLOCKED else {}),
     }
 
 

@@ -638,6 +638,69 @@ class Lora(models.Model):
         return self.name
 
 
+class Effect(models.Model):
+    """A named look that customers ask for by ``code``; what it does is in its versions."""
+
+    code = models.SlugField(primary_key=True, max_length=64)
+    name = models.CharField(max_length=100)
+    description = models.CharField(max_length=300, blank=True)
+    is_enabled = models.BooleanField(default=True)
+    #: Order in listings, lowest first.
+    rank = models.PositiveSmallIntegerField(default=100)
+    plans = models.JSONField(
+        default=list, blank=True, help_text="plan codes; empty: every plan"
+    )
+    for_models = models.JSONField(
+        default=list, blank=True, help_text="public models; empty: every model"
+    )
+    #: A picture in storage; empty: a frame of the preview.
+    logo_key = models.CharField(max_length=300, blank=True)
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        ordering: ClassVar = ["rank", "code"]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def current(self) -> EffectVersion:
+        """Return the newest version, which new jobs get."""
+        newest = self.versions.order_by("-version").first()
+        assert newest is not None  # made together with its first version
+        return newest
+
+
+class EffectVersion(models.Model):
+    """What an effect did from some moment on. Never edited: jobs name it."""
+
+    effect = models.ForeignKey(
+        Effect, on_delete=models.CASCADE, related_name="versions"
+    )
+    version = models.PositiveIntegerField()
+    prompt = models.TextField()
+    negative_prompt = models.TextField(blank=True)
+    #: Options by public model; those under "*" are for every model that has them.
+    parameters = models.JSONField(default=dict, blank=True)
+    #: ``{path, scale, path_low, scale_low}`` each, for models that take LoRAs.
+    loras = models.JSONField(default=list, blank=True)
+    #: Storage keys of what ``render_previews`` made.
+    preview_key = models.CharField(max_length=300, blank=True)
+    poster_key = models.CharField(max_length=300, blank=True)
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        ordering: ClassVar = ["effect", "-version"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["effect", "version"], name="one_template_per_effect_and_version"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.effect_id} v{self.version}"
+
+
 class Worker(models.Model):
     """A worker process as last heard of."""
 
@@ -647,6 +710,8 @@ class Worker(models.Model):
     seen_at = models.DateTimeField(db_default=Now())
     #: What it is doing: job id, step and progress of each claim it holds.
     doing = models.JSONField(default=list)
+    #: Which safety checks it can do: classifier or prompt_only.
+    safety = models.CharField(max_length=12, blank=True)
 
     class Meta:
         ordering: ClassVar = ["name"]

@@ -5,6 +5,7 @@ Pure given the job's request, route and the prepared pictures' sizes.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,13 @@ def sizes(
     else:
         aspect = _aspect(request.aspect_ratio) or picture[0] / picture[1]
         delivered = model.size_for(aspect, request.tier)
-    if model.sizing == "area" and request.size is not None:
-        area = model.areas[request.tier]
+    tier = model.native_tier(request.tier)
+    if tier == request.tier and (model.sizing == "short_side" or not request.size):
+        return delivered, delivered
+    if model.sizing == "area":
+        area = model.areas[tier]
         return delivered, fit_area(aspect, area=area, multiple=model.multiple)
-    return delivered, delivered
+    return delivered, model.size_for(aspect, tier)
 
 
 def resolve(request: JobRequest, picture: tuple[int, int]) -> dict[str, Any]:
@@ -115,7 +119,31 @@ def output_plan(
         model=request.model,
         reference=reference,
         generated=MODELS[request.model].generated and not simulated,
+        safety=resolved.get("safety_policy", "block"),
     )
+
+
+def revoiced_plan(
+    *,
+    reference: str,
+    request: JobRequest,
+    resolved: Mapping[str, Any],
+    file: Mapping[str, Any],
+    simulated: bool,
+    audio: Path | None = None,
+) -> OutputPlan:
+    """Return the plan for another sound under ``file``, a delivered one as it is stored.
+
+    What is burnt into its picture stays; ``watermark`` only says whether it is there.
+    """
+    plan = output_plan(
+        reference=reference,
+        request=request,
+        route={"simulates": simulated},
+        resolved={**resolved, "width": file["width"], "height": file["height"]},
+        audio=audio,
+    )
+    return dataclasses.replace(plan, frames=file["frames"], fps=round(file["fps"]))
 
 
 def finishes_in_place(request: JobRequest, route: Mapping[str, Any]) -> bool:

@@ -280,10 +280,11 @@ def _length(
 def _tier(model: PublicModel, tier: str | None) -> str:
     if tier is None:
         return model.tier_default
-    if tier not in model.tiers:
+    offered = (*model.tiers, *model.upscaled_tiers)
+    if tier not in offered:
         raise InvalidRequest(
             "resolution",
-            f"Model '{model.name}' offers {', '.join(model.tiers)}.",
+            f"Model '{model.name}' offers {', '.join(offered)}.",
         )
     return tier
 

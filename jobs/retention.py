@@ -1,30 +1,89 @@
-"""Deleting files: when their time is up, or when their owner asks. The books stay."""
+"""Deleting files for good: when their time is up, when somebody asks, when nobody needs
+them. The books and the job's record stay; each deletion leaves a record of its keys.
+
+Every way first deletes in storage and then writes that down, so that a record never
+speaks of files that are still there, and what is interrupted is simply done again.
+A picture that another job of the family (a remix, another try) still needs is kept.
+"""
 
 from __future__ import annotations
 
-from django.db.models.functions import Now
+import time
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import groupby, islice
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import structlog
+from django.conf import settings
+from django.db import transaction
+from django.db.models import DurationField, FloatField, Func, Q, Value
+from django.db.models.fields.json import KT
+from django.db.models.functions import Cast, Coalesce, Least, Now
 
 from jobs import context
-from jobs.models import Job
+from jobs.models import DeletionRecord, Job
+from jobs.states import ACTIVE
+
+if TYPE_CHECKING:
+    from inference.storage import Listed
+
+log = structlog.get_logger()
+Reason = DeletionRecord.Reason
+
+_OUTPUT_KEYS = ("key", "poster_key", "preview_key", "last_frame_key")
 
 
-def delete_files(job: Job) -> None:
-    """Remove every file of a finished job from storage, then mark it. Safe to repeat."""
-    context.get().storage.delete(keys_of(job))
-    Job.objects.filter(pk=job.pk, files_deleted_at__isnull=True).update(
-        files_deleted_at=Now(), inputs={}, master={}
-    )
+def delete_files(
+    job: Job, *, reason: str = Reason.REQUESTED, actor: str = ""
+) -> list[str]:
+    """Remove every file of an ended job from storage; return their keys.
+
+    Safe to repeat: the second time there is nothing left to delete.
+    """
+    needed = keys_needed_by_others(job)
+    keys = [key for key in keys_of(job) if key not in needed]
+    context.get().storage.delete(keys)
+    with transaction.atomic():
+        marked = Job.objects.filter(pk=job.pk, files_deleted_at__isnull=True).update(
+            files_deleted_at=Now(), inputs={}, master={}
+        )
+        if marked and keys:
+            _write_down(job, keys, reason, actor)
+    return keys
 
 
 def keys_of(job: Job) -> list[str]:
     """Return every storage key the job's row names."""
-    named = [
-        job.output.get(name)
-        for name in ("key", "poster_key", "preview_key", "last_frame_key")
-    ]
+    named: list[Any] = [job.output.get(name) for name in _OUTPUT_KEYS]
     named += [entry.get("key") for entry in job.inputs.values() if entry]
     named.append(job.master.get("key"))
     return [key for key in named if key]
+
+
+def keys_needed_by_others(job: Job) -> set[str]:
+    """Return the keys that the job's source and siblings, if they keep files, name."""
+    family = Q(source_id=job.pk)
+    if job.source_id is not None:
+        family |= Q(pk=job.source_id) | Q(source_id=job.source_id)
+    others = Job.objects.filter(family, files_deleted_at__isnull=True).exclude(
+        pk=job.pk
+    )
+    return {key for other in others for key in keys_of(other)}
+
+
+def _write_down(job: Job, keys: Iterable[str], reason: str, actor: str) -> None:
+    DeletionRecord.objects.create(
+        job=job,
+        account_id=str(job.account_id),
+        keys=list(keys),
+        reason=reason,
+        actor=actor[:150],
+    )
+
+
+# ------------------------------------------------------------------- by the clock
 
 
 def delete_expired(*, limit: int = 100) -> int:
@@ -33,5 +92,142 @@ def delete_expired(*, limit: int = 100) -> int:
         files_expire_at__lt=Now(), files_deleted_at__isnull=True
     ).order_by("files_expire_at")[:limit]
     for job in due:
-        delete_files(job)
+        delete_files(job, reason=Reason.EXPIRED)
     return len(due)
+
+
+def delete_unfinished(*, limit: int = 100) -> int:
+    """Delete what jobs that failed or were canceled left behind.
+
+    Kept for a while, so that an operator can try them again; never longer than the
+    customer's own ``retention_seconds``.
+    """
+    rows = (
+        Job.objects.filter(
+            status__in=["failed", "canceled"], files_deleted_at__isnull=True
+        )
+        .filter(finished_at__lt=Now() - _leftover_life())
+        .order_by("finished_at")[:limit]
+    )
+    for job in rows:
+        delete_files(job, reason=Reason.UNFINISHED)
+    return len(rows)
+
+
+def _leftover_life() -> Func:
+    """Return, as SQL, how long a job's leftovers are kept: ours or what it asked."""
+    ours = Value(float(settings.LEFTOVER_SECONDS))
+    asked = Cast(KT("request__retention_seconds"), FloatField())
+    return Func(
+        Least(ours, Coalesce(asked, ours)),
+        template="make_interval(secs => %(expressions)s)",
+        output_field=DurationField(),
+    )
+
+
+def delete_masters(*, limit: int = 100) -> int:
+    """Delete the nearly lossless clips that finished videos were made from."""
+    rows = Job.objects.filter(
+        status="succeeded",
+        finished_at__lt=Now() - timedelta(seconds=settings.MASTER_SECONDS),
+    ).exclude(master={})[:limit]
+    for job in rows:
+        key = job.master.get("key")
+        context.get().storage.delete([key] if key else [])
+        with transaction.atomic():
+            Job.objects.filter(pk=job.pk).update(master={})
+            if key:
+                _write_down(job, [key], Reason.WORK, "")
+    return len(rows)
+
+
+def delete_due() -> None:
+    """Do everything that is due by the clock."""
+    delete_expired()
+    delete_unfinished()
+    delete_masters()
+
+
+# ------------------------------------------------------------------------ orphans
+
+
+class Sweep:
+    """Walks the whole bucket, a page at each call, and deletes what no job names.
+
+    Orphans are what late workers uploaded, and attempts that failed after an upload.
+    Only keys of the form ``account/job/…`` are ever touched. Files of a job that is not
+    in the database are left alone for ``ORPHAN_UNKNOWN_SECONDS``: after a backup was
+    restored they may be all that is left of it.
+    """
+
+    def __init__(self) -> None:
+        self._walk: Iterator[Listed] | None = None
+        self._rest_until = 0.0
+
+    def step_in_turn(self) -> None:
+        """Look at the next page; after the whole bucket rest for a while."""
+        if time.monotonic() >= self._rest_until and not self.step():
+            self._rest_until = time.monotonic() + settings.SWEEP_REST_SECONDS
+
+    def step(self, *, limit: int = 1000) -> bool:
+        """Look at up to ``limit`` objects; return False when the walk has ended."""
+        walk = self._walk or context.get().storage.list()
+        self._walk = None  # should storage fail now, the walk begins anew
+        page = list(islice(walk, limit))
+        if not page:
+            return False
+        self._walk = walk
+        for job_id, files in groupby(page, key=lambda file: job_of(file.key)):
+            if job_id is not None:
+                _sweep_job(job_id, list(files))
+        return True
+
+
+def sweep_all() -> None:
+    """Walk the whole bucket once."""
+    sweep = Sweep()
+    while sweep.step():
+        pass
+
+
+def job_of(key: str) -> UUID | None:
+    """Return the job a key belongs to by its form, or None for other files."""
+    account, _, rest = key.partition("/")
+    job, slash, _ = rest.partition("/")
+    try:
+        UUID(account)
+        return UUID(job) if slash else None
+    except ValueError:
+        return None
+
+
+def _sweep_job(job_id: UUID, files: list[Listed]) -> None:
+    job = Job.objects.filter(pk=job_id).first()
+    if job is not None and (job.status in ACTIVE or not _ended_long_ago(job)):
+        return
+    named = {*keys_of(job), *keys_needed_by_others(job)} if job else set()
+    if job is not None and job.files_deleted_at is not None:
+        named = keys_needed_by_others(job)
+    wait = settings.ORPHAN_SECONDS if job else settings.ORPHAN_UNKNOWN_SECONDS
+    before = datetime.now(UTC) - timedelta(seconds=wait)
+    orphans = [
+        file.key
+        for file in files
+        if file.key not in named and file.modified_at < before
+    ]
+    if not orphans:
+        return
+    log.warning("orphans_deleted", job=str(job_id), files=len(orphans))
+    context.get().storage.delete(orphans)
+    DeletionRecord.objects.create(
+        job=job,
+        account_id=orphans[0].partition("/")[0],
+        keys=orphans,
+        reason=Reason.ORPHAN,
+    )
+
+
+def _ended_long_ago(job: Job) -> bool:
+    assert job.finished_at is not None
+    wait = timedelta(seconds=settings.ORPHAN_SECONDS)
+    return job.finished_at + wait < datetime.now(UTC)

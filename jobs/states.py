@@ -49,8 +49,9 @@ LEASED = frozenset(
     {Step.PREPARE, Step.GENERATE, Step.SUBMIT, Step.COLLECT, Step.FINISH}
 )
 
-#: Claiming one of these is what a customer sees as "running".
-STARTS_RUNNING = frozenset({Step.GENERATE, Step.SUBMIT})
+#: Claiming one of these is what a customer sees as "running"; finish, because an
+#: audio-only job has no step before it that costs anything.
+STARTS_RUNNING = frozenset({Step.GENERATE, Step.SUBMIT, Step.FINISH})
 
 MOVES: Mapping[Step, frozenset[Step]] = MappingProxyType(
     {

@@ -11,15 +11,21 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inference.errors import InputRejected
-from inference.media import images
-from jobs import claims, context, lifecycle, provider_steps, renders
-from jobs.requests import JobRequest, Picture
+from jobs import (
+    claims,
+    context,
+    lifecycle,
+    preparing,
+    provider_steps,
+    renders,
+    safety,
+)
+from jobs.requests import JobRequest
 from jobs.states import Step
 from jobs.workfolders import folder_of, workfolder
 
 if TYPE_CHECKING:
-    from inference.contracts import Context
+    from inference.contracts import Artifact, Context
     from jobs.claims import Held
     from jobs.models import Job
 
@@ -27,91 +33,6 @@ if TYPE_CHECKING:
 def run(held: Held) -> None:
     """Do the claimed step and move the job on."""
     STEPS[held.claim.step](held)
-
-
-# --------------------------------------------------------------------- prepare
-
-
-def prepare(held: Held) -> None:
-    """Fetch, decode and clean the pictures; decide the size; queue the next step."""
-    claim, job = held.claim, claims.load(held.claim)
-    request = JobRequest.load(job.request)
-    world = context.get()
-    inputs: dict[str, Any] = {}
-    with workfolder(world) as folder:
-        for name in ("image", "last_image"):
-            picture: Picture | None = getattr(request, name)
-            if picture is not None:
-                inputs[name] = _picture(job, request, name, picture, folder, world)
-    resolved = {
-        **job.resolved,
-        **renders.resolve(request, tuple(inputs["image"]["size"])),
-    }
-    kind = job.route["kind"]
-    lifecycle.advance(
-        claim,
-        Step.GENERATE if kind == "engine" else Step.SUBMIT,
-        queue=job.route["queue"],
-        inputs=inputs,
-        resolved=resolved,
-    )
-
-
-def _picture(
-    job: Job,
-    request: JobRequest,
-    name: str,
-    picture: Picture,
-    folder: Path,
-    world: Context,
-) -> dict[str, Any]:
-    """Return the stored clean picture: its key and size."""
-    kept = _kept_input(job, name)
-    if kept is not None:
-        return kept
-    data = _bytes_of(job, name, picture, world)
-    target = folder / f"{name}.png"
-    try:
-        header = images.clean(data, target, world.limits)
-    except InputRejected as refused:
-        raise InputRejected(str(refused), field=name, code=refused.code) from refused
-    if rules := request.picture_rules:
-        broken = rules.broken_by(
-            width=header.width,
-            height=header.height,
-            size_bytes=len(data),
-            format=header.format,
-            has_alpha=header.has_alpha,
-        )
-        if broken is not None:
-            code, message = broken
-            raise InputRejected(message, field=name, code=code)
-    key = f"{folder_of(job)}/in/{job.fence}-{name}.png"
-    stored = world.storage.put_file(key, target, content_type="image/png")
-    return {
-        "key": key,
-        "size": [header.width, header.height],
-        "sha256": stored.sha256,
-    }
-
-
-def _kept_input(job: Job, name: str) -> dict[str, Any] | None:
-    """Return the source's picture for a remix, whose request has no bytes."""
-    if job.source is None or job.uploads.filter(name=name).exists():
-        return None
-    kept: dict[str, Any] | None = job.source.inputs.get(name)
-    return kept
-
-
-def _bytes_of(job: Job, name: str, picture: Picture, world: Context) -> bytes:
-    if picture.url is not None:
-        return world.egress.fetch(
-            picture.url,
-            max_bytes=world.limits.image_bytes,
-            accept="image/*",
-            field=name,
-        )
-    return bytes(job.uploads.get(name=name).data)
 
 
 # -------------------------------------------------------------------- generate
@@ -126,6 +47,7 @@ def generate(held: Held) -> None:
     request = JobRequest.load(job.request)
     world = context.get()
     started = time.monotonic()
+    job.resolved |= preparing.late_words(job, request, world)
     with workfolder(world) as folder:
         plan = renders.render_request(
             reference=str(job.id),
@@ -143,6 +65,7 @@ def generate(held: Held) -> None:
             # Asked after the frames: only then is it known how they were made.
             resolved = {**job.resolved, "fingerprint": dict(engine.fingerprint(plan))}
             lifecycle.record(claim, resolved=resolved)
+            _note_flags(job, artifact)
             lifecycle.succeed(claim, artifact, work_seconds=time.monotonic() - started)
             return
         master = _store_master(job, claim.fence, frames, plan, world, folder)
@@ -191,6 +114,9 @@ def finish(held: Held) -> None:
     from inference.media.finish import finish_file, frames_of
 
     claim, job = held.claim, claims.load(held.claim)
+    if job.kind == "audio":
+        _revoice(held, job)
+        return
     request = JobRequest.load(job.request)
     world = context.get()
     started = time.monotonic()
@@ -217,7 +143,37 @@ def finish(held: Held) -> None:
         else:
             frames = frames_of(source, output)
             artifact = _finish(job, claim.fence, frames, output, world, folder)
+    _note_flags(job, artifact)
     lifecycle.succeed(claim, artifact, work_seconds=time.monotonic() - started)
+
+
+def _revoice(held: Held, job: Job) -> None:
+    """Put another sound under the finished video of the job's source."""
+    from inference.media.finish import revoice
+
+    lifecycle.announce_running(held.claim)
+    world = context.get()
+    started = time.monotonic()
+    assert job.source is not None  # an audio-only job is made for one
+    with workfolder(world) as folder:
+        source = folder / "source.mp4"
+        world.storage.get_file(job.source.output["key"], source)
+        output = renders.revoiced_plan(
+            reference=str(job.id),
+            request=JobRequest.load(job.request),
+            resolved=job.resolved,
+            file=job.source.output,
+            simulated=bool(job.route["simulates"]),
+            audio=_local_inputs(job, world, folder).get("audio"),
+        )
+        key = _out_key(job, held.claim.fence)
+        artifact = revoice(source, output, world, key=key, folder=folder)
+    lifecycle.succeed(held.claim, artifact, work_seconds=time.monotonic() - started)
+
+
+def _note_flags(job: Job, artifact: Artifact) -> None:
+    told = artifact.notes.get("safety") or {}
+    safety.note_flags(job, told.get("flagged", []), where="output")
 
 
 def _finish(
@@ -242,7 +198,7 @@ def _out_key(job: Job, fence: int) -> str:
 StepFunction = Callable[["Held"], None]
 
 STEPS: Mapping[Step, StepFunction] = {
-    Step.PREPARE: prepare,
+    Step.PREPARE: preparing.prepare,
     Step.GENERATE: generate,
     Step.SUBMIT: provider_steps.submit,
     Step.COLLECT: provider_steps.collect,

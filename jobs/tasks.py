@@ -23,6 +23,7 @@ from inference.errors import (
     EngineBroken,
     EngineFailed,
     InputRejected,
+    OutageError,
     OutOfMemory,
     RenderError,
     Stopped,
@@ -32,8 +33,10 @@ from jobs import (
     claims,
     context,
     deliveries,
+    fitness,
     lifecycle,
     outside,
+    retention,
     steps,
     webhooks,
     workers,
@@ -143,8 +146,12 @@ def _failed(held: Held, error: RenderError) -> None:
     try:
         if error.permanent or isinstance(error, InputRejected):
             lifecycle.fail(held.claim, error)
+            if error.code == lifecycle.BLOCKED:
+                retention.delete_files(claims.load(held.claim))
         else:
             lifecycle.try_again(held.claim, error)
+    except OutageError:
+        log.warning("blocked_files_left", job=str(held.claim.job_id))
     except lifecycle.Superseded:
         log.info("claim_superseded", job=str(held.claim.job_id))
     except DatabaseError:
@@ -216,6 +223,17 @@ def _prewarm(options: dict[str, Any], **_: Any) -> None:
         raise SystemExit(1) from error
 
 
+@signals.celeryd_init.connect
+def _check_fitness(options: dict[str, Any], **_: Any) -> None:
+    """Refuse to start where the operator's rules cannot be kept."""
+    given = options.get("queues") or ""
+    queues = given.split(",") if isinstance(given, str) else list(given)
+    try:
+        fitness.check(queues or ["media"], context.get())
+    except fitness.Unfit as unfit:
+        raise SystemExit(f"this worker cannot start: {unfit}") from unfit
+
+
 @signals.worker_ready.connect
 def _announce(sender: Any, **_: Any) -> None:
     """Tell Postgres which queues this process serves, now and every few seconds."""
@@ -229,3 +247,8 @@ def _announce(sender: Any, **_: Any) -> None:
 def _drain(**_: Any) -> None:
     # Long work stops at its next stopping point and goes back to its queue untried.
     heart.is_draining.set()
+
+
+@signals.worker_shutdown.connect
+def _leave(sender: Any, **_: Any) -> None:
+    workers.leave(str(sender.hostname))

@@ -32,6 +32,7 @@ from jobs.models import (
     WebhookEndpoint,
     WebhookEvent,
 )
+from jobs.requests import WebhookTarget
 
 log = structlog.get_logger()
 
@@ -44,6 +45,8 @@ TYPES = (
     "balance.low",
     "endpoint.disabled",
 )
+#: How a job that only tested its webhook says that it ended.
+TEST_CODE = "webhook_test"
 OLD_SECRET_LIFE = timedelta(hours=24)
 
 # --------------------------------------------------------------------- announcing
@@ -60,15 +63,28 @@ def announce(job_id: UUID, event: str) -> None:
     ]
     hook = job.request.get("webhook")
     if hook and not hook.get("test_status") and _wants(hook, event):
-        host = urlsplit(hook["url"]).netloc
         targets.append(
             WebhookDelivery(
                 url=hook["url"],
                 format=hook["format"],
-                lane=f"host:{job.account_id}:{host}"[:300],
+                lane=_lane_of_host(job, hook["url"]),
             )
         )
     _leave(job.account_id, job.mode, event, targets, job=job)
+
+
+def announce_rehearsal(job_id: UUID, target: WebhookTarget) -> None:
+    """Leave the one mock event a job that only tests its webhook asks for."""
+    job = Job.objects.only("id", "account_id", "mode").get(pk=job_id)
+    delivery = WebhookDelivery(
+        url=target.url, format=target.format, lane=_lane_of_host(job, target.url)
+    )
+    event = f"job.{target.test_status}"
+    _leave(job.account_id, job.mode, event, [delivery], job=job)
+
+
+def _lane_of_host(job: Job, url: str) -> str:
+    return f"host:{job.account_id}:{urlsplit(url).netloc}"[:300]
 
 
 def announce_account(

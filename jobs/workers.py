@@ -10,6 +10,7 @@ from django.db import Error as DatabaseError
 from django.db import connection
 from django.db.models.functions import Now
 
+from jobs import context, fitness
 from jobs.models import Worker
 
 if TYPE_CHECKING:
@@ -18,13 +19,20 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 EVERY_SECONDS = 10.0
+_left = threading.Event()
 
 
 def start(*, name: str, queues: list[str], heart: Heart) -> None:
     """Report now, then every few seconds from a thread of its own."""
     Worker.objects.update_or_create(
         name=name,
-        defaults={"queues": queues, "started_at": Now(), "seen_at": Now(), "doing": []},
+        defaults={
+            "queues": queues,
+            "started_at": Now(),
+            "seen_at": Now(),
+            "doing": [],
+            "safety": fitness.safety_mode(queues, context.get()),
+        },
     )
     threading.Thread(
         target=_run, args=(name, heart), name="sign-of-life", daemon=True
@@ -32,7 +40,7 @@ def start(*, name: str, queues: list[str], heart: Heart) -> None:
 
 
 def _run(name: str, heart: Heart) -> None:
-    while not heart.is_draining.wait(EVERY_SECONDS):
+    while not _left.wait(EVERY_SECONDS):
         try:
             _report(name, heart)
         except DatabaseError as error:
@@ -50,3 +58,13 @@ def _report(name: str, heart: Heart) -> None:
         for held in heart.holding()
     ]
     Worker.objects.filter(name=name).update(seen_at=Now(), doing=doing)
+
+
+def leave(name: str) -> None:
+    """Say that the process ends as it should: silence is then no alarm."""
+    _left.set()
+    try:
+        Worker.objects.filter(name=name).delete()
+    except DatabaseError as error:
+        log.warning("leave_not_said", error=str(error))
+        connection.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Final
 
 import httpx
@@ -18,9 +19,11 @@ from django.conf import settings
 from django.db import DatabaseError, connection
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.recorder import MigrationRecorder
+from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponse, JsonResponse
 
 from jobs import figures
+from jobs.models import Worker
 
 PROBE_SECONDS: Final = 2.0
 #: Silent for longer, a worker counts as gone: three of its signs of life.
@@ -43,6 +46,7 @@ def readyz(request: HttpRequest) -> JsonResponse:
         "ok" if is_current else "pending" if has_postgres else "unknown"
     )
     body["workers"] = workers_by_queue() if is_current else {}
+    body["safety"] = safety_mode() if is_current else "unknown"
     return JsonResponse(
         body, status=200 if ready else 503, headers={"Cache-Control": "no-store"}
     )
@@ -84,6 +88,20 @@ def workers_by_queue() -> dict[str, int]:
         for queue in worker.queues:
             counts[queue] = counts.get(queue, 0) + is_alive
     return dict(sorted(counts.items()))
+
+
+def safety_mode() -> str:
+    """Return what every live worker can judge pictures by: classifier or prompt_only."""
+    alive = Now() - timedelta(seconds=WORKER_SILENT_SECONDS)
+    try:
+        modes = set(
+            Worker.objects.filter(seen_at__gt=alive)
+            .exclude(safety="")
+            .values_list("safety", flat=True)
+        )
+    except (DatabaseError, psycopg.Error):
+        return "unknown"
+    return "classifier" if modes == {"classifier"} else "prompt_only"
 
 
 def redis_answers() -> bool:

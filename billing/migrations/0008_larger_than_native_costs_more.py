@@ -1,6 +1,6 @@
 """Surcharges for clips enlarged beyond what their model renders.
 
-Our choice, made to be edited: 5 credits for 1080p, 10 for 4k, per begun 5 s. A price
+Our choice, made to be edited: 3 credits for 720p, 5 for 1080p, 10 for 4k, per begun 5 s. A price
 beside the first ones, so it counts where nobody has published newer ones.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from django.db import migrations
 
-CREDITS = {"1080p": 5, "4k": 10}
+CREDITS = {"720p": 3, "1080p": 5, "4k": 10}
 MODELS = ("wan2.1-i2v", "wan2.1-flf2v", "wan2.2-i2v", "wan2.2-ti2v-5b")
 
 

@@ -116,16 +116,23 @@ def load(
     naming the folder, when it cannot run here.
     """
     folder = weights / FOLDER
-    if not (folder / "config.json").exists():
-        missing = f"no classifier weights in {folder}"
-    elif importlib.util.find_spec("torch") is None:
-        missing = "torch is not installed on this worker"
-    else:
+    missing = what_is_missing(weights)
+    if not missing:
         model = importlib.import_module("inference.media.safety_classifier")
         return Safety(model.ViTClassifier(folder), threshold=threshold)
     if required:
         raise WeightsMissing(f"the safety policy demands the classifier: {missing}")
     return Safety(threshold=threshold)
+
+
+def what_is_missing(weights: Path) -> str:
+    """Say why the classifier cannot run here, or answer ""; loads nothing."""
+    folder = weights / FOLDER
+    if not (folder / "config.json").exists():
+        return f"no classifier weights in {folder}"
+    if importlib.util.find_spec("torch") is None:
+        return "torch is not installed on this worker"
+    return ""
 
 
 def enforce(verdict: Verdict, policy: SafetyPolicy) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from billing import errors as billing_errors
 from billing import keys, ledger, serializers
 from inference.catalogue import MODELS
 from jobs import context, display, endpoints, intake, lifecycle, retention, routing
+from jobs import effects as catalogue
 from jobs.dialects import base
 from jobs.dialects.base import Dialect, Operation, Route, WireRequest
 from jobs.errors import (
@@ -19,7 +20,6 @@ from jobs.errors import (
     InvalidRequest,
     NotAcceptableNow,
     NotFound,
-    NotImplementedHere,
     Unauthenticated,
 )
 from jobs.models import Job
@@ -121,7 +121,10 @@ def remix(call: Call, command: base.Remix) -> base.JobView:
     source = call.find(command.source_id)
     if source.status != Status.SUCCEEDED or not source.inputs.get("image"):
         raise NotAcceptableNow("Only a finished video can be remixed.")
-    request = JobRequest.load(source.request).replace(prompt=command.prompt, seed=None)
+    # Another prompt asks for another look: an effect would ignore it.
+    request = JobRequest.load(source.request).replace(
+        prompt=command.prompt, seed=None, effect=None
+    )
     return call.view(_submit(call, request, source=source))
 
 
@@ -137,7 +140,18 @@ def _submit(call: Call, request: JobRequest, *, source: Job | None = None) -> Jo
 
 
 def add_audio(call: Call, command: base.AddAudio) -> base.JobView:
-    raise NotImplementedHere("Changing the sound of a finished video.")
+    """Put another sound under a finished video, as a job of its own."""
+    job = intake.submit_audio(
+        call.find(command.source_id),
+        command.audio,
+        credential=call.require_credential(),
+        dialect=call.dialect.name,
+        public_id=call.dialect.new_id and call.dialect.new_id(),
+        is_client_retry=call.is_client_retry,
+        webhook=command.webhook,
+        echo=command.echo,
+    )
+    return call.view(job)
 
 
 def quote(call: Call, command: base.Create) -> intake.Quote:
@@ -319,7 +333,25 @@ def _model_view(call: Call, name: str, target: str) -> base.ModelView:
 
 
 def effects(call: Call, command: base.Ask) -> base.EffectsPage:
-    return base.EffectsPage(effects=())
+    """Return a page of the effects on offer; without a page asked for, the first 100."""
+    page = int(command.values.get("page", 1))
+    limit = int(command.values.get("limit", MANY_MAX))
+    rows = catalogue.listed()
+    start = (page - 1) * limit
+    return base.EffectsPage(
+        effects=[
+            display.effect(
+                row,
+                storage=context.get().storage,
+                url_seconds=call.dialect.url_seconds,
+                plan=call.require_credential().plan.code,
+            )
+            for row in rows[start : start + limit]
+        ],
+        total=rows.count(),
+        page=page,
+        limit=limit,
+    )
 
 
 def token(call: Call, command: base.Token) -> str:

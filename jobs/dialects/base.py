@@ -290,6 +290,8 @@ class EffectView:
     models: Sequence[str] = ()
     created_at: datetime | None = None
     id: str = ""
+    #: whether the caller's plan has it
+    available: bool = True
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from inference.geometry import Size
 from jobs import pictures
 from jobs.dialects import base, fields
 from jobs.dialects.base import (
+    AddAudio,
     Ask,
     Create,
     Dialect,
@@ -173,6 +174,9 @@ _STRUCTURED = (
                             _JSON_TEXT]}),
 )  # fmt: skip
 FIELDS = (*fields.rows(*_READERS), *_STRUCTURED)
+AUDIO_FIELDS = tuple(
+    field for field in _STRUCTURED if field.name in ("audio", "webhook")
+)
 _KNOWN = frozenset(field.name for field in FIELDS)
 
 
@@ -432,6 +436,31 @@ def _ask_body(wire: WireRequest, _: ModelLookup) -> Ask:
     return Ask(fields.object_of(wire.body))
 
 
+def _add_audio(wire: WireRequest, _: ModelLookup) -> AddAudio:
+    body = fields.object_of(wire.body)
+    for name in body:
+        if name not in ("audio", "webhook"):
+            raise InvalidRequest(name, "Unknown field.")
+    sound = _sound(_structure("audio", body))
+    if sound is None:
+        raise InvalidRequest("audio", "Required: generate, or {mode, url}.")
+    if sound.mode == "url" and not sound.url:
+        raise InvalidRequest("audio.url", "Required when the audio mode is 'url'.")
+    return AddAudio(
+        wire.params["id"], sound, webhook=_webhook(_structure("webhook", body))
+    )
+
+
+_PAGE = fields.integer("page", low=1, high=10_000, default=1)
+
+
+def _effects_page(wire: WireRequest, _: ModelLookup) -> Ask:
+    for name in wire.query:
+        if name not in ("page", "limit"):
+            raise InvalidRequest(name, "Unknown parameter.")
+    return Ask({"page": _PAGE.take(wire.query), "limit": _LIMIT.take(wire.query)})
+
+
 def _webhooks(action: str) -> base.Parse:
     def parse(wire: WireRequest, _: ModelLookup) -> Ask:
         return Ask({**fields.object_of(wire.body), **wire.params, "action": action})
@@ -513,7 +542,8 @@ def _parameters(job: JobView) -> dict[str, Any]:
         "premium": request.premium,
         "priority": request.priority,
         "retention_seconds": request.retention_seconds,
-        **{k: v for k, v in job.resolved.items() if k != "seed"},
+        # The prompt stays the customer's; what became of it is beside it.
+        **{k: v for k, v in job.resolved.items() if k not in ("seed", "prompt")},
     }
 
 
@@ -612,7 +642,7 @@ def model_body(view: base.ModelView) -> dict[str, Any]:
             "max": round(high, 4),
             "choices": model.seconds_choices or None,
         },
-        "resolutions": model.tiers,
+        "resolutions": [*model.tiers, *model.upscaled_tiers],
         "default_resolution": model.tier_default,
         "default_audio": model.audio_default,
         "options": sorted(feature.value for feature in model.features),
@@ -630,6 +660,33 @@ def _models(views: list[base.ModelView], _: WireRequest) -> WireResponse:
 
 def _model(view: base.ModelView, _: WireRequest) -> WireResponse:
     return WireResponse(200, model_body(view))
+
+
+def _effects(page: base.EffectsPage, _: WireRequest) -> WireResponse:
+    return WireResponse(
+        200,
+        {
+            "object": "list",
+            "data": [
+                {
+                    "code": effect.code,
+                    "object": "effect",
+                    "name": effect.name,
+                    "description": effect.description,
+                    "version": effect.version,
+                    "logo_url": effect.logo_url,
+                    "preview_url": effect.preview_url,
+                    "models": list(effect.models) or None,
+                    "available": effect.available,
+                }
+                for effect in page.effects
+            ],
+            "page": page.page,
+            "limit": page.limit,
+            "total": page.total,
+            "has_more": page.page * page.limit < page.total,
+        },
+    )
 
 
 def _balance(view: base.BalanceView, _: WireRequest) -> WireResponse:
@@ -698,6 +755,10 @@ ROUTES = (
           "Cancel a job"),
     Route("GET", "/v1/jobs/{id}/content", Operation.CONTENT, _one, _job, "jobs:read",
           "Download a finished file", CONTENT_FIELDS),
+    Route("POST", "/v1/jobs/{id}/audio", Operation.ADD_AUDIO, _add_audio, _created,
+          "jobs:write", "Put another sound under a finished video", AUDIO_FIELDS),
+    Route("GET", "/v1/effects", Operation.EFFECTS, _effects_page, _effects,
+          "jobs:read", "List effects", EFFECTS_FIELDS),
     Route("POST", "/v1/quotes", Operation.QUOTE, _create, _quoted, "jobs:read",
           "What a job would cost", FIELDS),
     Route("GET", "/v1/models", Operation.MODELS, _ask, _models, "jobs:read",

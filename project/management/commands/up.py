@@ -10,7 +10,8 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
-from project import stack
+from jobs import fitness
+from project import stack, wiring
 from project.supervisor import Stopped, set_death_signal
 
 
@@ -39,8 +40,12 @@ class Command(BaseCommand):
             self.stdout.flush()
 
         try:
+            # Said here at once, not by each worker in its log.
+            fitness.check(["media"], wiring.context())
             stack.run(settings.ZOETROPE_HOME, say, on_ready=ready)
         except Stopped as reason:
             say(f"stopped by {reason}")
+        except fitness.Unfit as unfit:
+            raise CommandError(f"cannot start: {unfit}") from unfit
         except (stack.AlreadyRunning, RuntimeError, TimeoutError) as error:
             raise CommandError(str(error)) from error

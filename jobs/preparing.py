@@ -1,0 +1,239 @@
+"""Preparing a job: its pictures and sound fetched and made safe, its words decided.
+
+Whatever is wrong with a customer's input is found here, before anything costs: the job
+then fails with the reason and every credit goes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from billing import accounts
+from inference.catalogue import MODELS
+from inference.errors import InputRejected
+from inference.media import audio, expansion, images
+from jobs import claims, context, lifecycle, outside, renders, safety
+from jobs.requests import JobRequest, Picture
+from jobs.states import Step
+from jobs.workfolders import folder_of, workfolder
+
+if TYPE_CHECKING:
+    from inference.contracts import Context
+    from inference.media.expansion import Expander
+    from jobs.claims import Held
+    from jobs.models import Job
+
+AUDIO_FIELD = "audio.url"
+
+
+def prepare(held: Held) -> None:
+    """Take the claimed job to its next step, or raise RenderError."""
+    job = claims.load(held.claim)
+    if job.kind == "audio":
+        _prepare_audio(held, job)
+    else:
+        _prepare_video(held, job)
+
+
+def _prepare_video(held: Held, job: Job) -> None:
+    request = JobRequest.load(job.request)
+    world = context.get()
+    terms = accounts.terms_of_account(job.account_id)
+    guard = safety.Guard(
+        safety.policy_of(terms, is_asked=request.safety_checker), world
+    )
+    words = words_of(request, job.route, guard, world)
+    inputs: dict[str, Any] = {}
+    with workfolder(world) as folder:
+        for name in ("image", "last_image"):
+            picture: Picture | None = getattr(request, name)
+            if picture is not None:
+                inputs[name] = _picture(
+                    job, request, name, picture, folder, world, guard
+                )
+        if request.audio.mode == "url":
+            inputs["audio"] = _sound(job, request, folder, world)
+    safety.note_flags(job, guard.flags, where="input")
+    lifecycle.advance(
+        held.claim,
+        Step.GENERATE if job.route["kind"] == "engine" else Step.SUBMIT,
+        queue=job.route["queue"],
+        inputs=inputs,
+        resolved={
+            **job.resolved,
+            **renders.resolve(request, tuple(inputs["image"]["size"])),
+            **words,
+            **guard.told(),
+        },
+    )
+
+
+def _prepare_audio(held: Held, job: Job) -> None:
+    """Fetch the sound of an audio-only job; there is nothing to generate."""
+    request = JobRequest.load(job.request)
+    world = context.get()
+    inputs: dict[str, Any] = {}
+    if request.audio.mode == "url":
+        with workfolder(world) as folder:
+            inputs["audio"] = _sound(job, request, folder, world)
+    lifecycle.advance(held.claim, Step.FINISH, queue="media", inputs=inputs)
+
+
+# ----------------------------------------------------------------------- words
+
+
+def words_of(
+    request: JobRequest, route: Mapping[str, Any], guard: safety.Guard, world: Context
+) -> dict[str, Any]:
+    """Return the prompt the engine gets and who wrote it; refuse unsafe words.
+
+    With an effect its template's words were decided at accept and the customer's are
+    ignored. A provider that expands prompts itself gets the customer's own. Negative
+    prompts name what is not wanted, so they are not judged.
+    """
+    if request.effect is not None:
+        return {}
+    guard.text(request.prompt)
+    if not request.prompt_expansion:
+        return {}
+    if route["kind"] == "provider" and outside.expands(
+        provider=route["runner"], wire_model=route["profile"]
+    ):
+        return {"expansion": f"provider:{route['runner']}"}
+    longest = MODELS[request.model].prompt_max
+    written = _expander(world).expand(
+        request.prompt,
+        shot_type=request.shot_type,
+        seconds=round(request.seconds, 1),
+        seed=request.seed or 0,
+    )
+    prompt, by = written.prompt, written.by
+    if not guard.allows(prompt) and guard.allows(request.prompt):
+        # The wish was fine: what was added to it is not, and not the customer's fault.
+        prompt = expansion.builtin(
+            request.prompt,
+            shot_type=request.shot_type,
+            seconds=round(request.seconds, 1),
+            seed=request.seed or 0,
+        )
+        by = "builtin"
+    if len(prompt) > longest:
+        prompt = prompt[:longest].rsplit(" ", 1)[0]
+    return {"prompt": prompt, "expanded_prompt": prompt, "expansion": by}
+
+
+def late_words(job: Job, request: JobRequest, world: Context) -> dict[str, Any]:
+    """Return the words of a job whose provider was to write them, now that we make it."""
+    if not request.prompt_expansion or "prompt" in job.resolved:
+        return {}
+    guard = safety.Guard(job.resolved.get("safety_policy", "block"), world)
+    return words_of(request, job.route, guard, world)
+
+
+def _expander(world: Context) -> Expander:
+    return _loaded_expander(
+        world.weights,
+        tuple(
+            (name, value)
+            for name, value in world.options.items()
+            if name.startswith("expansion_")
+        ),
+    )
+
+
+@cache
+def _loaded_expander(weights: Path, options: tuple[tuple[str, Any], ...]) -> Expander:
+    return expansion.load(dict(options), weights=weights)
+
+
+# -------------------------------------------------------------------- pictures
+
+
+def _picture(
+    job: Job,
+    request: JobRequest,
+    name: str,
+    picture: Picture,
+    folder: Path,
+    world: Context,
+    guard: safety.Guard,
+) -> dict[str, Any]:
+    """Return the stored clean picture: its key and size."""
+    kept = _kept_input(job, name)
+    if kept is not None:
+        return kept
+    data = _bytes_of(job, name, picture, world)
+    target = folder / f"{name}.png"
+    try:
+        header = images.clean(data, target, world.limits)
+    except InputRejected as refused:
+        raise InputRejected(str(refused), field=name, code=refused.code) from refused
+    if rules := request.picture_rules:
+        broken = rules.broken_by(
+            width=header.width,
+            height=header.height,
+            size_bytes=len(data),
+            format=header.format,
+            has_alpha=header.has_alpha,
+        )
+        if broken is not None:
+            code, message = broken
+            raise InputRejected(message, field=name, code=code)
+    guard.picture(target)
+    key = f"{folder_of(job)}/in/{job.fence}-{name}.png"
+    stored = world.storage.put_file(key, target, content_type="image/png")
+    return {
+        "key": key,
+        "size": [header.width, header.height],
+        "sha256": stored.sha256,
+    }
+
+
+def _kept_input(job: Job, name: str) -> dict[str, Any] | None:
+    """Return the source's picture for a remix, whose request has no bytes."""
+    if job.source is None or job.uploads.filter(name=name).exists():
+        return None
+    kept: dict[str, Any] | None = job.source.inputs.get(name)
+    return kept
+
+
+def _bytes_of(job: Job, name: str, picture: Picture, world: Context) -> bytes:
+    if picture.url is not None:
+        return world.egress.fetch(
+            picture.url,
+            max_bytes=world.limits.image_bytes,
+            accept="image/*",
+            field=name,
+        )
+    return bytes(job.uploads.get(name=name).data)
+
+
+# ----------------------------------------------------------------------- sound
+
+
+def _sound(
+    job: Job, request: JobRequest, folder: Path, world: Context
+) -> dict[str, Any]:
+    """Return the customer's sound, decoded and stored as plain PCM."""
+    given, clean = folder / "audio.given", folder / "audio.wav"
+    assert request.audio.url is not None  # the mode says so
+    world.egress.fetch_to(
+        request.audio.url,
+        given,
+        max_bytes=world.limits.audio_bytes,
+        accept="audio/*",
+        deadline_seconds=30.0,
+        field=AUDIO_FIELD,
+    )
+    try:
+        sound = audio.load(given, limits=world.limits)
+    except InputRejected as refused:
+        code = "audio_invalid" if refused.code == "invalid_input" else refused.code
+        raise InputRejected(str(refused), field=AUDIO_FIELD, code=code) from refused
+    audio.save_wav(sound, clean)
+    key = f"{folder_of(job)}/in/{job.fence}-audio.wav"
+    stored = world.storage.put_file(key, clean, content_type="audio/wav")
+    return {"key": key, "seconds": round(sound.seconds, 3), "sha256": stored.sha256}
