@@ -28,6 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """A tiny ACE-Step with random weights, saved as diffusers saves it."""
+    torch.set_num_threads(1)  # beside other tests its threads only wait for each other
     torch.manual_seed(0)
     shape = {
         "hidden_size": 16,
@@ -85,20 +86,20 @@ def weights(tmp_path_factory):
 
 def test_a_pipeline_from_a_folder_makes_the_length_asked_for(weights):
     assert is_available(weights)
-    engine = DiffusersSound(weights / "audio", steps=2)
+    engine = DiffusersSound(weights / "audio", steps=1)
     assert engine.name == "AceStep"
-    sound = engine.sound("rain on a tin roof", seconds=4, seed=1)
+    sound = engine.sound("rain on a tin roof", seconds=2, seed=1)
     assert sound.samples.shape[1] == 2
-    assert sound.seconds == pytest.approx(4, abs=0.1)
+    assert sound.seconds == pytest.approx(2, abs=0.1)
     assert np.isfinite(sound.samples).all()
     ready = audio.fit(audio.normalise(sound), seconds=81 / 16)
     assert ready.seconds == pytest.approx(81 / 16)
 
 
 def test_the_seed_decides_the_sound(weights):
-    engine = DiffusersSound(weights / "audio", steps=2)
+    engine = DiffusersSound(weights / "audio", steps=1)
     one, two, other = (
-        engine.sound("sea", seconds=2, seed=seed).samples for seed in (3, 3, 4)
+        engine.sound("sea", seconds=0.5, seed=seed).samples for seed in (3, 3, 4)
     )
     assert (one == two).all()
     assert (one != other).any()
