@@ -11,6 +11,7 @@ three until that process ends, which is how the tests get theirs.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -247,7 +249,7 @@ class Redis:
 
     def prepare(self) -> None:
         folder = self.home / "redis"
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         # In a file, not in argv: everybody may read a command line.
         lines = [
             "bind 127.0.0.1",
@@ -312,7 +314,8 @@ class S3:
         return self.home / "s3"
 
     def prepare(self) -> None:
-        self.data.mkdir(parents=True, exist_ok=True)
+        self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        remove_dead_sockets()
         identity = {
             "name": self.access_key,
             "credentials": [
@@ -411,6 +414,19 @@ class S3:
         for name, port in self.ports.items():
             for kind in (name.removesuffix(".grpc"), name.replace(".", "-")):
                 Path(f"/tmp/seaweedfs-{kind}-{port}.sock").unlink(missing_ok=True)  # noqa: S108
+
+
+def remove_dead_sockets() -> None:
+    """Remove the sockets in /tmp of any weed of ours that was killed with its stack."""
+    for path in Path("/tmp").glob("seaweedfs-*.sock"):  # noqa: S108  # weed's choice
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+            facts = path.stat()
+            # One that is just being made does not answer yet.
+            if facts.st_uid == os.geteuid() and time.time() - facts.st_mtime > 60:
+                try:
+                    probe.connect(str(path))
+                except ConnectionRefusedError:
+                    path.unlink()
 
 
 GIVEN_BY: Final = {

@@ -11,6 +11,7 @@ death signal to the thread that forked.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import secrets
@@ -81,10 +82,12 @@ class Stopped(Exception):
 
 
 class Supervisor:
+    """With ``logs`` each process writes to its file there, without where we write."""
+
     def __init__(
         self,
         *,
-        logs: Path,
+        logs: Path | None,
         tell: Tell,
         until: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -98,7 +101,8 @@ class Supervisor:
         self._watchdog: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Supervisor:
-        self.logs.mkdir(parents=True, exist_ok=True)
+        if self.logs:
+            self.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
         libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self._watchdog = subprocess.Popen(
@@ -146,7 +150,8 @@ class Supervisor:
         )
         del self.table[process.name]
         if one.exit_code != 0:
-            end = last_lines(self.log_path(process.name))
+            path = self.log_path(process.name)
+            end = last_lines(path) if path else ""
             raise RuntimeError(f"{process.name} failed:\n{end}")
 
     def run(self) -> None:
@@ -194,7 +199,8 @@ class Supervisor:
 
     def _spawn(self, one: Running) -> None:
         process = one.process
-        with self.log_path(process.name).open("ab") as log:
+        path = self.log_path(process.name)
+        with path.open("ab") if path else contextlib.nullcontext() as log:
             one.child = self._popen(process, log)
         one.started_at = time.monotonic()
         if self._watchdog and self._watchdog.stdin:
@@ -202,7 +208,9 @@ class Supervisor:
             self._watchdog.stdin.flush()
         self.tell(process.name, f"started, pid {one.child.pid}")
 
-    def _popen(self, process: Process, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    def _popen(
+        self, process: Process, log: IO[bytes] | None
+    ) -> subprocess.Popen[bytes]:
         argv, death_signal = list(process.argv), process.stop_signal
         if process.user is not None:
             argv = as_user(process.user, argv, death_signal=death_signal)
@@ -269,8 +277,8 @@ class Supervisor:
     def _mark_of(self, process: Process) -> str:
         return f"{self.mark}:{process.name}"
 
-    def log_path(self, name: str) -> Path:
-        return self.logs / f"{name}.log"
+    def log_path(self, name: str) -> Path | None:
+        return self.logs / f"{name}.log" if self.logs else None
 
     def _trim_logs(self) -> None:
         """Keep each log below its limit: the older part moves to `NAME.log.1`."""
@@ -279,7 +287,7 @@ class Supervisor:
         self._logs_checked = time.monotonic()
         for name in self.table:
             path = self.log_path(name)
-            if path.stat().st_size > LOG_LIMIT_BYTES:
+            if path and path.stat().st_size > LOG_LIMIT_BYTES:
                 path.with_suffix(".log.1").write_bytes(path.read_bytes())
                 os.truncate(path, 0)  # its writer appends, so it goes on at the start
 
