@@ -188,13 +188,18 @@ def new_key(env: dict[str, str]) -> str:
 
 
 def submit(client: httpx.Client, photo: Path, fields: dict[str, str]) -> dict[str, Any]:
-    with photo.open("rb") as image:
-        answer = client.post(
-            "/v1/jobs",
-            data=fields,
-            files={"image": (photo.name, image, "image/jpeg")},
-        )
-    return body_of(answer)
+    """Order the video; wait for a GPU worker, which warms up before it takes jobs."""
+    deadline = time.monotonic() + JOB_SECONDS
+    while True:
+        with photo.open("rb") as image:
+            answer = client.post(
+                "/v1/jobs",
+                data=fields,
+                files={"image": (photo.name, image, "image/jpeg")},
+            )
+        if answer.status_code != 503 or time.monotonic() > deadline:
+            return body_of(answer)
+        time.sleep(POLL_SECONDS)
 
 
 def body_of(answer: httpx.Response) -> dict[str, Any]:
