@@ -30,6 +30,7 @@ MANAGE: Final = (sys.executable, str(ROOT / "manage.py"))
 CREDITS: Final = 1000
 POLL_SECONDS: Final = 0.5
 JOB_SECONDS: Final = 1800.0
+WARM_SECONDS: Final = 180.0
 BAR_WIDTH: Final = 30
 
 Say = Callable[[str], None]
@@ -86,7 +87,8 @@ class Fake:
 def fake_of(provider: str) -> Iterator[Fake]:
     """Run the provider's local fake, which speaks its true wire format."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.fakes", provider, "--json"],
+        # Small videos, which finishing enlarges: the fake draws them on this machine.
+        [sys.executable, "-m", "tests.fakes", provider, "--json", "--side=640"],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -189,7 +191,7 @@ def new_key(env: dict[str, str]) -> str:
 
 def submit(client: httpx.Client, photo: Path, fields: dict[str, str]) -> dict[str, Any]:
     """Order the video; wait for a GPU worker, which warms up before it takes jobs."""
-    deadline = time.monotonic() + JOB_SECONDS
+    deadline = time.monotonic() + WARM_SECONDS
     while True:
         with photo.open("rb") as image:
             answer = client.post(
@@ -217,7 +219,11 @@ def follow(
     """Poll the job to its end, showing each state; DemoFailed unless it succeeded."""
     deadline = time.monotonic() + JOB_SECONDS
     while True:
-        job = body_of(client.get(f"/v1/jobs/{job_id}"))
+        answer = client.get(f"/v1/jobs/{job_id}")
+        if answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
+            time.sleep(float(answer.headers.get("Retry-After", 1)))
+            continue
+        job = body_of(answer)
         show(job)
         if job["status"] == "succeeded":
             return job
