@@ -25,6 +25,7 @@ from django.db.models.functions import Cast, Coalesce, Least, Now
 from jobs import context
 from jobs.models import DeletionRecord, Job
 from jobs.states import ACTIVE
+from jobs.workfolders import folder_of
 
 if TYPE_CHECKING:
     from inference.storage import Listed
@@ -52,6 +53,14 @@ def delete_files(
         if marked and keys:
             _write_down(job, keys, reason, actor)
     return keys
+
+
+def delete_blocked(job: Job) -> None:
+    """Remove everything that a job refused by the safety rules has left, at once."""
+    storage = context.get().storage
+    beside = {found.key for found in storage.list(f"{folder_of(job)}/")}
+    storage.delete(beside - keys_needed_by_others(job))
+    delete_files(job, reason=Reason.UNFINISHED)
 
 
 def keys_of(job: Job) -> list[str]:

@@ -18,6 +18,8 @@ from celery import shared_task, signals
 from django.conf import settings
 from django.db import Error as DatabaseError
 from django.db import close_old_connections
+from kombu.exceptions import OperationalError as BrokerError
+from redis.exceptions import RedisError
 
 from inference.errors import (
     EngineBroken,
@@ -147,7 +149,7 @@ def _failed(held: Held, error: RenderError) -> None:
         if error.permanent or isinstance(error, InputRejected):
             lifecycle.fail(held.claim, error)
             if error.code == lifecycle.BLOCKED:
-                retention.delete_files(claims.load(held.claim))
+                retention.delete_blocked(claims.load(held.claim))
         else:
             lifecycle.try_again(held.claim, error)
     except OutageError:
@@ -162,23 +164,33 @@ def _failed(held: Held, error: RenderError) -> None:
 
 
 class _shown_in_flower:  # noqa: N801 - reads as the context it is
-    """Sends ``task-progress`` events with job, account, model and progress."""
+    """Sends ``task-progress`` events with job, account, model and progress.
+
+    From a thread of its own: a broker that hangs must not hold up the work, and one that
+    is away loses only what nobody would have seen.
+    """
 
     def __init__(self, task: Task[Any, Any], held: Held) -> None:
-        self._task, self._held = task, held
+        self._held = held
+        # Not Task.send_event: in another thread that knows no request.
+        self._dispatcher = task.app.events.default_dispatcher
+        self._task_id, self._hostname = task.request.id, task.request.hostname
         self._over = threading.Event()
 
     def __enter__(self) -> None:
-        self._send()
         threading.Thread(target=self._run, name="flower", daemon=True).start()
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        self._send()
 
     def _run(self) -> None:
-        while not self._over.wait(PROGRESS_EVENT_SECONDS):
+        try:
             self._send()
+            while not self._over.wait(PROGRESS_EVENT_SECONDS):
+                self._send()
+            self._send()
+        except (BrokerError, RedisError, OSError) as error:
+            log.debug("progress_not_sent", error=str(error))
 
     def _send(self) -> None:
         claim, progress = self._held.claim, self._held.progress
@@ -190,9 +202,13 @@ class _shown_in_flower:  # noqa: N801 - reads as the context it is
             "progress": round(progress.fraction, 3),
             "stage": progress.stage,
         }
-        self._task.send_event(
-            "task-progress", args=repr((claim.queue,)), kwargs=repr(facts)
-        )
+        with self._dispatcher(hostname=self._hostname) as dispatcher:
+            dispatcher.send(
+                "task-progress",
+                uuid=self._task_id,
+                args=repr((claim.queue,)),
+                kwargs=repr(facts),
+            )
 
 
 def _worker_name(task: Task[Any, Any]) -> str:

@@ -70,7 +70,7 @@ def site(tmp_path: Path) -> Iterator[FileServer]:
 def world(
     s3: str, site: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Any:
-    """This process's context, with folders of its own, allowed to reach ``site``."""
+    """The process's context, with folders of its own, allowed to reach ``site``."""
     made = dataclasses.replace(
         context.get.__wrapped__(),
         egress=Egress(allow_hosts=[site.host]),

@@ -16,7 +16,14 @@ from jobs.errors import InvalidRequest, NotAcceptableNow
 from jobs.models import Job
 from jobs.requests import Picture, Sound
 from jobs.states import Status
-from tests.factories import credential, make_account, make_job, make_key, png
+from tests.factories import (
+    credential,
+    make_account,
+    make_job,
+    make_key,
+    make_request,
+    png,
+)
 from tests.inference.media import sounds
 from tests.jobs.finishing import (
     PHOTO,
@@ -316,6 +323,4 @@ def test_akools_update_of_the_sound_answers_a_new_record(alice: Account) -> None
 
 
 def make_akool_request() -> Any:
-    from tests.factories import make_request
-
     return make_request(**CLIP, image=Picture(data=png(), size=(96, 64)))

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
 import av
 import numpy as np
 
 RATE = 48_000
 
 
-def tone(seconds, *, hz=440.0, level=0.3):
+def tone(seconds: float, *, hz: float = 440.0, level: float = 0.3) -> Any:
     t = np.arange(int(seconds * RATE)) / RATE
     wave = (level * np.sin(2 * np.pi * hz * t)).astype(np.float32)
     return np.stack([wave, wave], axis=1)
 
 
-def clicks(seconds, *, at):
+def clicks(seconds: float, *, at: Iterable[float]) -> Any:
     """Silence with a faint tone and one sharp 2 kHz burst at each time of ``at``."""
     samples = tone(seconds, hz=200, level=0.01)
     burst = 0.9 * np.sin(2 * np.pi * 2000 * np.arange(480) / RATE)
@@ -33,10 +37,10 @@ KINDS = {
 }
 
 
-def write_sound(path, samples, *, kind, rate=RATE):
+def write_sound(path: Path, samples: Any, *, kind: str, rate: int = RATE) -> Path:
     container, codec, sample_format = KINDS[kind]
     with av.open(str(path), "w", format=container) as out:
-        stream = out.add_stream(codec, rate=rate, layout="stereo")
+        stream: Any = out.add_stream(codec, rate=rate, layout="stereo")
         frame = av.AudioFrame.from_ndarray(
             np.ascontiguousarray(samples.T), format="fltp", layout="stereo"
         )
@@ -50,7 +54,15 @@ def write_sound(path, samples, *, kind, rate=RATE):
     return path
 
 
-def write_video(path, *, frames=48, fps=16, size=(160, 96), flash_at=(), **options):
+def write_video(
+    path: Path,
+    *,
+    frames: int = 48,
+    fps: int = 16,
+    size: tuple[int, int] = (160, 96),
+    flash_at: Iterable[int] = (),
+    **options: Any,
+) -> Path:
     """Write H.264: dark frames, white at each index of ``flash_at``."""
     width, height = size
     with av.open(str(path), "w", format=options.get("container", "mp4")) as out:
@@ -64,7 +76,7 @@ def write_video(path, *, frames=48, fps=16, size=(160, 96), flash_at=(), **optio
     return path
 
 
-def read_sound(path):
+def read_sound(path: Path) -> tuple[Any, float | None]:
     """Return (samples by 2, float32, start in seconds) of the sound track, as played."""
     with av.open(str(path)) as box:
         resampler = av.AudioResampler(format="flt", layout="stereo", rate=RATE)
