@@ -53,7 +53,7 @@ CREATING = frozenset(
 _BODILESS = frozenset({"GET", "HEAD", "DELETE"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # by identity: Django keeps views in a dict
 class Endpoint:
     """The view of one path of one dialect."""
 
