@@ -83,7 +83,7 @@ def processes(*, port: int, flower_port: int, env: dict[str, str]) -> list[Proce
         manage("poller", RANK_POLLER),
         Process(
             "flower",
-            [script("celery"), "-A", "project.celery", "flower"],
+            [script("celery"), "-A", "project.flower", "flower"],
             RANK_FLOWER,
             env | flower_environment(flower_port),
             stop_seconds=5.0,
