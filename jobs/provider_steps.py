@@ -37,7 +37,7 @@ from inference.providers import base, results, transport
 from inference.providers.base import Evidence
 from inference.providers.pictures import fit_picture
 from jobs import claims, context, incidents, lifecycle, outside
-from jobs.models import Attempt, Job, ProviderAccount, ProviderErrand
+from jobs.models import Attempt, Job, ProviderAccount, ProviderErrand, Route
 from jobs.requests import JobRequest
 from jobs.states import Status, Step
 from jobs.workfolders import folder_of, workfolder
@@ -146,7 +146,14 @@ def _prepare(claim: Claim, job: Job, provider: base.Provider) -> Ready:
     job.provider_account = row
     order = _order(job, provider, account, context.get())
     call = provider.build_submit(order, account)
-    return Ready(taken, account, call, provider.estimate_usd(order, account))
+    estimate = provider.estimate_usd(order, account)
+    return Ready(taken, account, call, estimate or _usual_cost(job))
+
+
+def _usual_cost(job: Job) -> Decimal | None:
+    """Return what the operator expects a job of this route to cost."""
+    route = Route.objects.filter(pk=job.route["id"]).first()
+    return Decimal(route.cost_microdollars) / 1_000_000 if route else None
 
 
 def _take(claim: Claim, job: Job) -> outside.Taken:

@@ -102,11 +102,27 @@ def _candidates(
     found = transport.find(http(), provider, query, account)
     if len(found.candidates) > CANDIDATES_MAX:
         return found
-    # Not every list shows what was asked; the job itself does.
+    if provider.capabilities.list_shows_prompts:
+        return found
+    return _told_apart(found, query, provider, account)
+
+
+def _told_apart(
+    found: base.Found,
+    query: FindQuery,
+    provider: base.Provider,
+    account: base.ProviderAccount,
+) -> base.Found:
+    """Keep the candidates whose own status shows our words.
+
+    One that does not say yet may be ours: then nothing is proved either way.
+    """
     ours = []
     for one in found.candidates:
         status = transport.status(http(), provider, [one], account)[one]
-        if status.notes.get("prompt", query.prompt) == query.prompt:
+        if "prompt" not in status.notes:
+            return base.Found()
+        if status.notes["prompt"] == query.prompt:
             ours.append(one)
     return base.Found(tuple(ours), found.conclusive)
 

@@ -312,6 +312,7 @@ class Capabilities:
     statuses_per_second: float = 5.0
     submits_per_second: float = 2.0
     concurrent_jobs: int = 5
+    list_shows_prompts: bool = True  # else a candidate's own status tells whose it is
     link_seconds: int | None = None
     fetches_urls: bool = False  # reads picture or sound by URL from its own network
 

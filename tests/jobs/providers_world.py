@@ -8,13 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import timedelta
 from typing import Any
+
+from django.db.models import F
+from django.db.models.functions import Now
 
 from billing import ledger
 from billing.models import Account
 from inference.catalogue import MODELS
 from inference.errors import RenderError
-from jobs import claims, lifecycle, poller, routing, steps
+from inference.providers import transport
+from jobs import (
+    claims,
+    lifecycle,
+    outside,
+    poller,
+    provider_steps,
+    reconcile,
+    routing,
+    steps,
+)
 from jobs.claims import Claim, Held
 from jobs.models import Job, ProviderAccount, Route
 from jobs.requests import Picture
@@ -123,9 +137,35 @@ def submitted(account: Account, provider: str, **options: Any) -> Job:
     return job
 
 
-def due_now() -> None:
-    from django.db.models.functions import Now
+def look() -> None:
+    """Ask about every job that is out and act on the answer, without the poller's loop.
 
+    In this thread and transaction, so that a test may roll everything back.
+    """
+    for job in Job.objects.filter(step=Step.AWAIT).select_related("provider_account"):
+        assert job.provider_account is not None
+        provider = outside.adapter(job.provider_account.provider)
+        account = outside.as_account(job.provider_account)
+        one = job.provider_job_id
+        status = transport.status(provider_steps.http(), provider, [one], account)[one]
+        if status.state == "succeeded":
+            poller._arrived(job.pk, provider.name)
+        elif status.state == "failed":
+            reconcile.remote_failure(job.pk, status)
+
+
+def reconcile_now(*, age_seconds: float = 0) -> None:
+    """Look for the jobs in doubt, as if they had been sent so much earlier."""
+    earlier = timedelta(seconds=age_seconds)
+    doubtful = Job.objects.filter(step=Step.RECONCILE)
+    doubtful.update(
+        next_poll_at=Now() - timedelta(seconds=1),
+        submit_sent_at=F("submit_sent_at") - earlier,
+    )
+    reconcile.look()
+
+
+def due_now() -> None:
     Job.objects.filter(next_poll_at__isnull=False).update(next_poll_at=Now())
 
 
@@ -152,18 +192,31 @@ def finish_there(fake: FakeService) -> None:
     fake.advance(fake.queued_seconds + fake.running_seconds + 1)
 
 
-def finish(fake: FakeService) -> None:
+def finish(fake: FakeService, *, by_poller: bool = False) -> None:
     """See a submitted job through to its end."""
     finish_there(fake)
-    poll()
+    poll() if by_poller else look()
     work(f"provider.{fake.name}")
     work("media")
 
 
 def start(name: str, **options: Any) -> FakeService:
+    """Start a fake whose clock moves by ``advance`` alone, as far as a test can tell."""
     return fakes.start(
         name, video_side=64, queued_seconds=60, running_seconds=60, **options
     )
+
+
+def forget(fake: FakeService) -> FakeService:
+    """Make a used fake like new."""
+    fake.jobs.clear()
+    fake.calls.clear()
+    fake.counts.clear()
+    fake.callbacks.clear()
+    fake._faults.clear()
+    fake._undelivered.clear()
+    fake._skew = 0.0
+    return fake
 
 
 def held(account: Account) -> int:

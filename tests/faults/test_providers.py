@@ -1,0 +1,615 @@
+"""What can go wrong at an outside provider, for each of the seven, over its true wire.
+
+A fake misbehaves; the steps run here against the real Postgres and S3. After each test
+the books add up, no hold is left open under an ended job, and no customer has read a
+word of the provider's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import timedelta
+from urllib.parse import urlsplit
+
+import pytest
+from django.core.management import call_command
+from django.db.models.functions import Now
+from django.test import Client
+
+from billing.models import Account, Hold
+from inference.providers import transport
+from jobs import housekeeper, lifecycle, outside, reconcile
+from jobs.models import Attempt, Incident, Job, ProviderAccount, ProviderErrand
+from tests.factories import make_account, make_key
+from tests.fakes import FakeService
+from tests.jobs import providers_world as world
+from tests.jobs.providers_world import PROVIDERS
+
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("redis_url", "s3")]
+every_provider = pytest.mark.parametrize("name", PROVIDERS)
+LISTED = ("magicoal", "dashscope", "openai_videos")
+CALLING = ("novita", "akool")
+BLIND = ("aimlapi", "sinancode")
+
+
+@pytest.fixture(scope="module")
+def fakes() -> Iterator[dict[str, FakeService]]:
+    started = {name: world.start(name) for name in PROVIDERS}
+    yield started
+    for fake in started.values():
+        fake.stop()
+
+
+@pytest.fixture
+def fake(name: str, fakes: dict[str, FakeService]) -> FakeService:
+    return world.forget(fakes[name])
+
+
+@pytest.fixture
+def alice() -> Account:
+    return make_account("alice", plan="enterprise", credits=1000)
+
+
+@pytest.fixture(autouse=True)
+def everything_adds_up(alice: Account) -> Iterator[None]:
+    yield
+    call_command("check_ledger")
+    ended = Job.objects.filter(finished_at__isnull=False)
+    for job in ended:
+        hold = Hold.objects.get(reference=str(job.pk))
+        assert hold.state != "open"
+        assert (job.status == "succeeded") == (job.charged_millicredits > 0)
+        assert (job.status == "succeeded") == bool(job.output)
+    assert_nothing_leaked(alice)
+
+
+def assert_nothing_leaked(account: Account) -> None:
+    """No provider's address or words in anything the API says of the account's jobs."""
+    client, key = Client(), make_key(account)
+    headers = {"Authorization": f"Bearer {key}"}
+    paths = ["/v1/jobs", *(f"/v1/jobs/{job.pk}" for job in Job.objects.all())]
+    said = " ".join(
+        client.get(path, headers=headers).content.decode() for path in paths
+    )
+    rows = ProviderAccount.objects.all()
+    for secret in (
+        *(urlsplit(row.base_url).netloc for row in rows),
+        "internal text of the vendor",
+        "sk-test",
+        *(a.error_detail for a in Attempt.objects.exclude(error_detail="")),
+        *(j.error_detail for j in Job.objects.exclude(error_detail="")),
+        *(j.provider_job_id for j in Job.objects.exclude(provider_job_id="")),
+    ):
+        assert json.dumps(secret)[1:-1] not in said
+
+
+def submits(fake: FakeService) -> int:
+    return len(fake.calls_to("submit"))
+
+
+def again(job: Job) -> Job:
+    job.refresh_from_db()
+    return job
+
+
+def rest_is_over(row: ProviderAccount) -> None:
+    ProviderAccount.objects.filter(pk=row.pk).update(
+        rest_until=None, open_until=Now() - timedelta(seconds=1), next_submit_at=None
+    )
+
+
+# ------------------------------------------------------------------ 31: 429, Retry-After
+
+
+@every_provider
+def test_a_429_is_honoured_and_costs_no_try(name, fake, alice):
+    row = world.enter(fake)
+    fake.script("submit", "429", retry_after="17")
+    job = world.submitted(alice, name)
+    row.refresh_from_db()
+    assert (job.step, job.step_tries, job.submit_sent_at) == ("submit", 0, None)
+    assert row.failures_in_row == 0
+    assert row.rest_until is not None
+    # Nobody asks again while it rests.
+    world.work(f"provider.{name}")
+    assert submits(fake) == 1
+    rest_is_over(row)
+    world.work(f"provider.{name}")
+    assert (again(job).step, submits(fake)) == ("await", 2)
+
+
+def test_while_one_account_rests_another_takes_the_job(fakes, alice):
+    fake = world.forget(fakes["novita"])
+    world.enter(fake, "first", weight=30_000)
+    world.enter(fake, "second", weight=1)
+    fake.script("submit", "429", retry_after="17")
+    job = world.submitted(alice, "novita")
+    world.work("provider.novita")
+    assert again(job).step == "await"
+    outcomes = set(ProviderAccount.objects.values_list("rest_until", flat=True))
+    assert len(outcomes) == 2  # the one that rests has no job
+
+
+# ------------------------------------------------------------------ 32: 5xx on submit
+
+
+@every_provider
+def test_a_500_is_answered_by_at_most_one_more_submit_with_the_same_token(
+    name, fake, alice
+):
+    row = world.enter(fake)
+    fake.script("submit", "500", times=5)
+    job = world.submitted(alice, name)
+    token = job.submit_token
+    assert (job.step, job.step_tries) == ("submit", 1)
+    assert token
+    world.work(f"provider.{name}")
+    assert submits(fake) == 2
+    assert (again(job).status, job.submit_token) == ("failed", token)
+    assert (job.error_code, job.error_retryable) == ("provider_failed", True)
+    assert world.available(alice) == 1_000_000
+    row.refresh_from_db()
+    assert row.failures_in_row == 2
+
+
+def test_five_failures_open_the_breaker_and_one_probe_closes_it(fakes, alice):
+    fake = world.forget(fakes["novita"])
+    row = world.enter(fake)
+    for _ in range(5):
+        outside.went_wrong(row.pk, provider_sick())
+    row.refresh_from_db()
+    assert row.open_until is not None
+    job = world.submitted(alice, "novita")
+    assert (job.step, job.status, submits(fake)) == ("submit", "queued", 0)
+    rest_is_over(row)
+    first = outside.take_account("novita", can=lambda _: None)
+    assert first.is_probe
+    with pytest.raises(outside.NoneFree):  # one probe at a time
+        outside.take_account("novita", can=lambda _: None)
+    outside.went_wrong(row.pk, provider_sick(), is_probe=True)
+    row.refresh_from_db()
+    assert row.failures_in_row == 6  # and the pause has doubled
+    rest_is_over(row)
+    world.work("provider.novita")
+    row.refresh_from_db()
+    assert (again(job).step, row.open_until) == ("await", None)
+
+
+def provider_sick():
+    from inference.errors import Fault, ProviderError
+
+    return ProviderError("sick", fault=Fault.HEALTH)
+
+
+# ------------------------------------------------------------------ 33: answers lost
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_a_lost_answer_is_found_in_the_list_and_paid_once(name, fake, alice):
+    world.enter(fake)
+    fake.script("submit", "lost")
+    job = world.submitted(alice, name)
+    assert (job.step, job.status) == ("reconcile", "running")
+    if name != "openai_videos":
+        # magicoal lists finished videos only, dashscope tells whose a task is late.
+        world.reconcile_now()
+        assert again(job).step == "reconcile"
+        world.finish_there(fake)
+    world.reconcile_now()
+    assert (again(job).step, job.provider_job_id) == ("await", next(iter(fake.jobs)))
+    world.finish(fake)
+    assert again(job).status == "succeeded", job.error_detail
+    assert (submits(fake), len(fake.jobs)) == (1, 1)
+
+
+@pytest.mark.parametrize("name", CALLING)
+def test_a_lost_answer_is_found_by_the_callback_and_paid_once(name, fake, alice):
+    world.enter(fake)
+    fake.script("submit", "lost")
+    fake.script("callback", "none")
+    job = world.submitted(alice, name)
+    assert job.step == "reconcile"
+    world.reconcile_now(age_seconds=180)
+    assert Incident.objects.filter(kind="unknown_fate", resolved_at=None).exists()
+    world.finish_there(fake)
+    assert call_back(fake).status_code == 200
+    assert (again(job).step, job.provider_job_id) == ("await", next(iter(fake.jobs)))
+    assert not Incident.objects.filter(resolved_at=None).exists()
+    world.finish(fake)
+    assert again(job).status == "succeeded", job.error_detail
+    assert submits(fake) == 1
+
+
+@pytest.mark.parametrize("name", BLIND)
+def test_a_lost_answer_without_evidence_waits_for_a_person_and_is_refunded(
+    name, fake, alice
+):
+    world.enter(fake)
+    fake.script("submit", "lost")
+    job = world.submitted(alice, name)
+    for age in (10, 60):
+        world.reconcile_now(age_seconds=age)
+    assert not Incident.objects.exists()
+    world.reconcile_now(age_seconds=180)
+    incident = Incident.objects.get(kind="unknown_fate", subject=str(job.pk))
+    assert incident.resolved_at is None
+    assert (again(job).step, submits(fake)) == ("reconcile", 1)
+    world.reconcile_now(age_seconds=25 * 3600)
+    assert (again(job).status, job.refunded_millicredits) == (
+        "failed",
+        job.quoted_millicredits,
+    )
+    assert Incident.objects.filter(kind="unproved_loss").exists()
+    assert submits(fake) == 1
+
+
+@pytest.mark.parametrize("name", BLIND)
+def test_a_person_may_settle_what_nothing_proves(name, fake, alice):
+    world.enter(fake)
+    fake.script("submit", "lost")
+    job = world.submitted(alice, name)
+    assert reconcile.settle_as_found(job, next(iter(fake.jobs)), actor="olga")
+    world.finish(fake)
+    assert again(job).status == "succeeded", job.error_detail
+
+
+@pytest.mark.parametrize("name", ["dashscope", "openai_videos"])
+def test_a_submit_that_never_arrived_is_proved_absent_and_sent_once_more(
+    name, fake, alice
+):
+    world.enter(fake)
+    fake.script("submit", "refuse")
+    job = world.submitted(alice, name)
+    world.reconcile_now()
+    assert again(job).step == "reconcile"  # the list may lag behind
+    world.reconcile_now(age_seconds=40)
+    assert again(job).step == "submit"
+    fake.script("submit", "refuse")
+    world.work(f"provider.{name}")
+    world.reconcile_now(age_seconds=40)
+    assert (again(job).status, submits(fake)) == ("failed", 2)
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_equal_words_of_two_customers_are_never_mixed_up(name, fake, alice):
+    world.enter(fake, concurrent_jobs=9)
+    bob = make_account("bob", plan="enterprise", credits=1000)
+    fake.script("submit", "lost")
+    fake.script("submit", "refuse")
+    jobs = [world.submitted(someone, name) for someone in (alice, bob)]
+    world.finish_there(fake)
+    world.reconcile_now(age_seconds=1)
+    # One video, two jobs it may belong to: a person decides.
+    assert [again(job).step for job in jobs] == ["reconcile", "reconcile"]
+
+
+@pytest.mark.parametrize("name", ["dashscope"])
+def test_a_job_of_another_system_on_the_same_account_is_not_ours(name, fake, alice):
+    world.enter(fake)
+    fake.script("submit", "refuse")
+    job = world.submitted(alice, name)
+    fake.accept("sk-test", job.route["profile"], "somebody else's words")
+    for _ in range(2):
+        world.reconcile_now()
+        assert again(job).step == "reconcile"
+        world.finish_there(fake)
+    world.reconcile_now(age_seconds=40)
+    assert again(job).step == "submit"  # all there are somebody else's
+
+
+@every_provider
+def test_a_worker_killed_after_the_submit_never_sends_it_again(name, fake, alice):
+    world.enter(fake, concurrent_jobs=1)
+    job = world.order(alice, name)
+    world.work("media")
+    world.claim(f"provider.{name}")
+    # As its row is when the process dies with the answer under way.
+    Job.objects.update(
+        provider_account=ProviderAccount.objects.get(),
+        submit_token="t",
+        submit_sent_at=Now(),
+        lease_until=Now() - timedelta(seconds=1),
+    )
+    for _ in range(4):
+        if (row := Job.objects.get()).step == "submit":
+            lifecycle.lose(row)
+            world.work(f"provider.{name}")
+    assert (again(job).step, job.status) == ("reconcile", "running")
+    assert submits(fake) == 0
+
+
+def test_a_server_that_knows_tokens_is_sent_the_same_one_again(fakes, alice):
+    fake = world.forget(fakes["openai_videos"])
+    world.enter(fake, settings={"idempotency_key": True})
+    fake.script("submit", "refuse")
+    job = world.submitted(alice, "openai_videos")
+    token = job.submit_token
+    world.reconcile_now()
+    assert again(job).step == "submit"
+    world.work("provider.openai_videos")
+    assert (again(job).step, job.submit_token) == ("await", token)
+    sent = [call.headers["idempotency-key"] for call in fake.calls_to("submit")]
+    assert sent == [token, token]
+
+
+# ------------------------------------------------------------------ 34: never ends
+
+
+@every_provider
+def test_a_job_that_never_ends_is_given_up_released_and_canceled_there(
+    name, fake, alice
+):
+    world.enter(fake)
+    fake.script("end", "never")
+    job = world.submitted(alice, name)
+    world.look()
+    assert again(job).step == "await"
+    Job.objects.update(end_by=Now() - timedelta(seconds=1))
+    housekeeper.end_overdue()
+    assert (again(job).status, job.error_code) == ("failed", "deadline_exceeded")
+    assert world.available(alice) == 1_000_000
+    reconcile.run_errands()
+    assert not ProviderErrand.objects.exists()
+    said = job.notes.get(kind="provider").text
+    if name == "dashscope":
+        assert fake.jobs[job.provider_job_id].canceled
+        assert said == "stopped there"
+    else:
+        assert "our cost" in said
+
+
+def test_a_canceled_job_is_stopped_at_the_provider(fakes, alice):
+    fake = world.forget(fakes["dashscope"])
+    world.enter(fake)
+    job = world.submitted(alice, "dashscope")
+    assert lifecycle.cancel(job).status == "canceled"
+    reconcile.run_errands()
+    assert fake.jobs[job.provider_job_id].canceled
+
+
+def test_a_cancel_while_the_submit_is_under_way_reaches_the_provider(
+    fakes, alice, monkeypatch
+):
+    fake = world.forget(fakes["dashscope"])
+    world.enter(fake)
+    job = world.order(alice, "dashscope")
+    world.work("media")
+    note = outside.accepted
+
+    def accepted(account_id: int) -> None:
+        Job.objects.update(cancel_requested_at=Now())
+        note(account_id)
+
+    monkeypatch.setattr(outside, "accepted", accepted)
+    world.work("provider.dashscope")
+    assert again(job).status == "canceled"
+    reconcile.run_errands()
+    assert all(there.canceled for there in fake.jobs.values())
+    assert len(fake.jobs) == 1
+
+
+# ------------------------------------------------------------------ 35: bad results
+
+
+@every_provider
+@pytest.mark.parametrize(
+    "kind", ["404", "html", "empty", "huge", "notvideo", "truncated"]
+)
+def test_a_result_that_is_no_video_fails_the_job_and_costs_nothing(
+    name, kind, fake, alice
+):
+    row = world.enter(fake)
+    fake.script("result", kind)
+    job = world.submitted(alice, name)
+    world.finish_there(fake)
+    world.look()
+    for _ in range(3):
+        world.work(f"provider.{name}")
+    assert (again(job).status, job.charged_millicredits) == ("failed", 0)
+    assert world.available(alice) == 1_000_000
+    row.refresh_from_db()
+    assert row.failures_in_row == 1
+
+
+def test_a_bad_result_is_made_by_the_next_route_at_the_same_price(fakes, alice):
+    bad, good = world.forget(fakes["dashscope"]), world.forget(fakes["novita"])
+    for fake in (bad, good):
+        world.enter(fake, settings={"usd_per_second": {"480p": 0.04}})
+    bad.script("result", "404")
+    job = world.submitted(alice, "dashscope")
+    quoted, held = job.quoted_millicredits, world.held(alice)
+    world.finish_there(bad)
+    world.look()
+    for _ in range(3):
+        world.work("provider.dashscope")
+    assert again(job).route["name"] == "novita"
+    assert (job.quoted_millicredits, world.held(alice)) == (quoted, held)
+    assert job.routes_tried == ["dashscope"]
+    world.work("provider.novita")
+    world.finish(good)
+    assert again(job).status == "succeeded", job.error_detail
+    assert job.charged_millicredits == quoted
+    told = job.notes.filter(kind="route").last()
+    assert "novita: chosen" in told.text
+    assert told.detail["left"] == "dashscope"
+    # What each attempt cost is kept, the failed one's too.
+    costs = job.attempts.filter(step="submit").values_list("route", "cost_microdollars")
+    assert {route for route, cost in costs if cost} == {"dashscope", "novita"}
+    assert job.cost_microdollars == sum(cost for _, cost in costs)
+
+
+@every_provider
+def test_a_job_failed_there_is_sent_once_more_then_given_back(name, fake, alice):
+    world.enter(fake)
+    fake.script("end", "fail", times=5)
+    job = world.submitted(alice, name)
+    world.finish_there(fake)
+    world.look()
+    assert again(job).step == "submit"
+    world.work(f"provider.{name}")
+    world.finish_there(fake)
+    world.look()
+    assert (again(job).status, submits(fake)) == ("failed", 2)
+    assert job.cost_microdollars == 0
+    assert world.available(alice) == 1_000_000
+
+
+# ------------------------------------------------------------------ 36: callbacks
+
+
+def call_back(fake: FakeService, number: int = -1, **changes: bytes):
+    """Deliver the fake's callback about its last job where it was told to."""
+    job = list(fake.jobs.values())[number]
+    body, headers = fake.callback(job)
+    path = urlsplit(job.callback_url or "").path
+    return Client().post(
+        path,
+        changes.get("body", body),
+        content_type="application/json",
+        headers=headers,
+    )
+
+
+@pytest.fixture
+def calling(name: str, fakes: dict[str, FakeService]) -> FakeService:
+    fake = world.forget(fakes[name])
+    fake._undelivered = Nowhere()  # the test delivers, not the fake's courier
+    yield fake
+    fake._undelivered = []
+
+
+class Nowhere(list):
+    def append(self, job: object) -> None:
+        return None
+
+
+@pytest.mark.parametrize("name", CALLING)
+def test_callbacks_twice_have_one_effect_and_are_confirmed_by_a_read(
+    name, calling, alice
+):
+    world.enter(calling)
+    job = world.submitted(alice, name)
+    Job.objects.update(next_poll_at=Now() + timedelta(hours=1))
+    assert call_back(calling).status_code == 200
+    # It only says "look now"; the provider, asked, says "running".
+    assert Job.objects.filter(next_poll_at__lte=Now(), step="await").exists()
+    world.look()
+    assert again(job).step == "await"
+    world.finish_there(calling)
+    for _ in range(3):
+        assert call_back(calling).status_code == 200
+    world.finish(calling)
+    assert call_back(calling).status_code == 200
+    assert again(job).status == "succeeded", job.error_detail
+    assert job.attempts.filter(step="collect").count() == 1
+
+
+@pytest.mark.parametrize("name", CALLING)
+def test_a_callback_before_the_answer_saves_a_lost_one(
+    name, calling, alice, monkeypatch
+):
+    world.enter(calling)
+    calling.script("submit", "lost")
+    job = world.order(alice, name)
+    world.work("media")
+    send = transport.send
+
+    def called_before_answered(http, call):
+        try:
+            return send(http, call)
+        finally:
+            if call.method == "POST":
+                assert call_back(calling).status_code == 200
+
+    monkeypatch.setattr(transport, "send", called_before_answered)
+    world.work(f"provider.{name}")
+    assert (again(job).step, job.provider_job_id) == ("await", next(iter(calling.jobs)))
+    assert submits(calling) == 1
+
+
+@pytest.mark.parametrize("name", CALLING)
+def test_a_callback_after_a_cancel_changes_nothing_but_stops_it_there(
+    name, calling, alice
+):
+    world.enter(calling)
+    calling.script("submit", "lost")
+    job = world.submitted(alice, name)
+    assert lifecycle.cancel(job).status == "canceled"
+    world.finish_there(calling)
+    for _ in range(2):
+        assert call_back(calling).status_code == 200
+    assert again(job).status == "canceled"
+    assert ProviderErrand.objects.filter(kind="cancel").count() == 1
+    assert world.available(alice) == 1_000_000
+
+
+@pytest.mark.parametrize("name", CALLING)
+def test_a_callback_with_another_token_or_body_is_refused(name, calling, alice):
+    world.enter(calling)
+    job = world.submitted(alice, name)
+    Job.objects.update(next_poll_at=Now() + timedelta(hours=1))
+    there = next(iter(calling.jobs.values()))
+    assert call_back(calling, body=b"{}").status_code == 401
+    there.callback_url = (there.callback_url or "") + "x"
+    assert call_back(calling).status_code == 401
+    there.callback_url = f"http://x/callbacks/{name}/no-token"
+    assert call_back(calling).status_code == 401
+    assert not Job.objects.filter(next_poll_at__lte=Now()).exists()
+    assert again(job).step == "await"
+
+
+# ------------------------------------------------------------------ accounts
+
+
+@every_provider
+def test_an_account_without_credit_is_taken_out_and_the_others_go_on(name, fake, alice):
+    row = world.enter(fake, "broke", key="sk-broke", weight=30_000)
+    job = world.order(alice, name)
+    world.enter(fake, "good", weight=1)
+    world.work("media")
+    for _ in range(20):
+        if again(job).step == "submit":
+            world.work(f"provider.{name}")
+    row.refresh_from_db()
+    assert again(job).step == "await"
+    assert job.step_tries == 0
+    if row.out_of_order_at is None:
+        pytest.skip("the draw fell on the other account")
+    incident = Incident.objects.get(kind="provider_account")
+    assert incident.subject == str(row)
+    outside.back_in_order(row.pk, by="olga")
+    incident.refresh_from_db()
+    assert incident.resolved_by == "olga"
+
+
+@every_provider
+def test_without_any_account_left_the_job_is_given_back(name, fake, alice):
+    world.enter(fake, key="sk-invalid")
+    job = world.submitted(alice, name)
+    assert (again(job).status, job.error_code) == ("failed", "provider_failed")
+    assert world.available(alice) == 1_000_000
+    assert Incident.objects.filter(kind="provider_account").exists()
+
+
+@every_provider
+def test_what_the_customer_did_wrong_is_told_and_not_tried_elsewhere(name, fake, alice):
+    row = world.enter(fake)
+    fake.script("submit", f"error:{CUSTOMERS[name]}")
+    job = world.submitted(alice, name)
+    assert (again(job).status, job.error_retryable) == ("failed", False)
+    row.refresh_from_db()
+    assert (row.failures_in_row, row.out_of_order_at) == (0, None)
+    assert submits(fake) == 1
+
+
+#: an error of each vendor that is the customer's fault
+CUSTOMERS = {
+    "magicoal": "VALIDATION_ERROR",
+    "aimlapi": "VALIDATION",
+    "sinancode": "invalid_parameter",
+    "novita": "ILLEGAL_PROMPT",
+    "akool": "1003",
+    "dashscope": "DataInspectionFailed",
+    "openai_videos": "moderation_blocked",
+}
