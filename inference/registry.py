@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
@@ -82,6 +82,18 @@ def engine(key: str, profile: str, context: Context) -> Engine:
             made.setup()
             _ready[key, profile] = made
         return made
+
+
+def prewarm(models: Iterable[str], context: Context) -> None:
+    """Make this process ready for the GPU ``models`` before it takes a job.
+
+    Raises WeightsMissing and its kin when it cannot serve them.
+    """
+    load("inference.engines.wan.host:prewarm")(
+        models,
+        context,
+        engine_for=lambda profile: engine("wan", profile.name, context),
+    )
 
 
 @functools.cache

@@ -21,6 +21,7 @@ from django.db import close_old_connections
 from kombu.exceptions import OperationalError as BrokerError
 from redis.exceptions import RedisError
 
+from inference import registry
 from inference.errors import (
     EngineBroken,
     EngineFailed,
@@ -223,16 +224,8 @@ def _prewarm(options: dict[str, Any], **_: Any) -> None:
     """
     if not any(name.startswith("gpu.") for name in options.get("queues") or ()):
         return
-    from inference import registry
-    from inference.engines.wan import host
-
-    world = context.get()
     try:
-        host.prewarm(
-            settings.GPU_MODELS,
-            world,
-            engine_for=lambda profile: registry.engine("wan", profile.name, world),
-        )
+        registry.prewarm(settings.GPU_MODELS, context.get())
     except RenderError as error:
         log.error("worker_cannot_serve", models=settings.GPU_MODELS, error=str(error))
         # An ordinary exception of a signal's handler is logged and forgotten.

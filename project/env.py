@@ -64,3 +64,14 @@ def boolean(name: str, default: bool | None = None) -> bool:
 def words(name: str, default: str = "") -> list[str]:
     """Return the comma-separated parts, without blanks."""
     return [part for part in map(str.strip, text(name, default).split(",")) if part]
+
+
+def pairs(name: str) -> dict[str, str]:
+    """Return the table written as ``key=value, key=value``."""
+    table = {}
+    for entry in words(name):
+        key, equals, value = entry.partition("=")
+        if not (key and equals and value):
+            raise ImproperlyConfigured(f"{name}: {entry!r} is not name=value.")
+        table[key] = value
+    return table

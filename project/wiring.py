@@ -9,7 +9,6 @@ from django.conf import settings
 
 from inference import egress
 from inference.contracts import Context
-from inference.engines.wan.weights import parse_sources
 from inference.storage import Storage
 from jobs.ours import LoraTable
 
@@ -35,7 +34,7 @@ def context() -> Context:
         options={
             "lora_aliases": LoraTable(),
             "lora_sources": settings.LORA_SOURCES,
-            "weights_sources": parse_sources(settings.WEIGHTS_SOURCES),
+            "weights_sources": settings.WEIGHTS_SOURCES,
             "weights_s3": {
                 "endpoint_url": settings.S3_ENDPOINT_URL,
                 "aws_access_key_id": settings.S3_ACCESS_KEY,

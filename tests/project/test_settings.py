@@ -41,14 +41,20 @@ def load_settings(
     )
 
 
-def test_every_variable_stands_in_the_example():
+def variables_read() -> set[str]:
     source = (ROOT / "project" / "settings.py").read_text()
-    read = set(re.findall(r'(?:env\.\w+|_service|_secret)\(\s*"(\w+)"', source))
+    return set(re.findall(r'(?:env\.\w+|_service|_secret)\(\s*"(\w+)"', source))
+
+
+def test_every_variable_stands_in_the_example():
+    read = variables_read()
+    compose = (ROOT / "docker-compose.yml").read_text()
+    composed = set(re.findall(r"\$\{(\w+)", compose))
     documented = set(
         re.findall(r"^#? ?(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
     )
-    assert read - documented == set()
-    assert documented - read == {"ZOETROPE_HOME"}
+    assert (read | composed) - documented == set()
+    assert documented - read - composed == {"ZOETROPE_HOME"}
 
 
 @pytest.mark.parametrize("name", [*SECRETS, "S3_SECRET_KEY", "FLOWER_PASSWORD"])
@@ -118,3 +124,11 @@ def test_half_written_state_is_never_read(tmp_path):
     state.write(tmp_path / "stack.json", {"a": "2"})
     assert state.read(tmp_path / "stack.json") == {"a": "2"}
     assert [path.name for path in tmp_path.iterdir()] == ["stack.json"]
+
+
+def test_a_table_is_read_from_one_line(monkeypatch):
+    monkeypatch.setenv("A_TABLE", "a=s3://b/c, d=hub:e/f@main")
+    assert env.pairs("A_TABLE") == {"a": "s3://b/c", "d": "hub:e/f@main"}
+    monkeypatch.setenv("A_TABLE", "a")
+    with pytest.raises(ImproperlyConfigured, match="A_TABLE: 'a' is not name=value"):
+        env.pairs("A_TABLE")

@@ -226,18 +226,3 @@ def _missing(checkpoint: Checkpoint, path: Path, looked: list[str]) -> WeightsMi
     return WeightsMissing(
         f"{path} is missing; looked for {checkpoint.name} in {', then '.join(looked)}"
     )
-
-
-def parse_sources(text: str) -> dict[str, str]:
-    """Return the table written as ``name=address,name=address``.
-
-    >>> parse_sources("Wan2.2-I2V-A14B=s3://models/a14b, wan-tiny=/srv/tiny")
-    {'Wan2.2-I2V-A14B': 's3://models/a14b', 'wan-tiny': '/srv/tiny'}
-    """
-    table = {}
-    for entry in filter(None, (part.strip() for part in text.split(","))):
-        name, equals, address = entry.partition("=")
-        if not (name and equals and address):
-            raise ValueError(f"{entry!r} is not name=address")
-        table[name] = address
-    return table

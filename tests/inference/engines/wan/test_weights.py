@@ -13,7 +13,7 @@ import torch
 from inference.engines.wan import loading, resaving, synthetic, weights
 from inference.engines.wan.engine import WanEngine
 from inference.engines.wan.profiles import PROFILES, Checkpoint
-from inference.engines.wan.weights import Sources, first_missing, parse_sources
+from inference.engines.wan.weights import Sources, first_missing
 from inference.errors import WeightsMissing
 from tests.inference.engines.wan.conftest import KINDS, MakeEngine, ask, profile
 from tests.inference.engines.wan.test_jobs import clip
@@ -172,16 +172,6 @@ def test_weights_come_from_a_prefix_in_s3(
     with pytest.raises(WeightsMissing, match=r"model_index.json is missing.*s3://"):
         empty.locate(checkpoint())
     client.close()
-
-
-def test_a_table_of_sources_is_read_from_one_line() -> None:
-    assert parse_sources("") == {}
-    assert parse_sources("a=s3://b/c, d=hub:e/f@main") == {
-        "a": "s3://b/c",
-        "d": "hub:e/f@main",
-    }
-    with pytest.raises(ValueError, match="name=address"):
-        parse_sources("a")
 
 
 def test_other_bytes_have_another_name(tiny: Path, tmp_path: Path) -> None:
