@@ -7,14 +7,24 @@ overwritten, saving one publishes a new version.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, datetime, time, timedelta
+from typing import TYPE_CHECKING, Any, cast
 
 from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
 from django.db import models
-from django.http import HttpRequest
+from django.http import (
+    Http404,
+    HttpRequest,
+    HttpResponseBase,
+    StreamingHttpResponse,
+)
+from django.template.response import TemplateResponse
 from unfold.admin import ModelAdmin, TabularInline
+from unfold.decorators import action
 
-from billing import accounts, keys, prices
+from billing import account_acts, accounts, exports, keys, operator_keys, prices
+from billing.acting import ActingAdmin, ReasonedAdmin
 from billing.models import (
     Account,
     ApiKey,
@@ -23,6 +33,7 @@ from billing.models import (
     Hold,
     HoldSlice,
     Member,
+    OperatorKey,
     Plan,
     PriceRow,
     Purchase,
@@ -31,6 +42,7 @@ from billing.models import (
 )
 
 if TYPE_CHECKING:
+    from django.contrib.auth.models import AbstractBaseUser
     from django.db.models import QuerySet
     from django.forms import ModelForm
 
@@ -92,20 +104,28 @@ class MemberInline(TabularInline):
 
 
 @admin.register(Account)
-class AccountAdmin(NoDelete, ModelAdmin):
-    list_display = ("name", "plan", "is_active", "live_credits", "created_at")
+class AccountAdmin(NoDelete, ReasonedAdmin):
+    list_display = (
+        "name",
+        "reference",
+        "plan",
+        "is_active",
+        "live_credits",
+        "created_at",
+    )
     list_filter = ("plan", "is_active")
-    search_fields = ("name", "id")
-    readonly_fields = ("id", "created_at")
+    list_select_related = ("plan",)
+    search_fields = ("name", "id", "reference")
+    readonly_fields = ("id", "created_at", "deleted_at")
     inlines = (WalletInline, MemberInline)
-    actions = ("disable", "enable")
+    acts = account_acts.ACTS
+    actions_detail = ("statement",)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Account]:
         live = Wallet.objects.filter(account=models.OuterRef("pk"), mode="live")
         return (
             super()
             .get_queryset(request)
-            .select_related("plan")
             .annotate(live=models.Subquery(live.values("available")))
         )
 
@@ -118,28 +138,50 @@ class AccountAdmin(NoDelete, ModelAdmin):
     ) -> None:
         super().save_model(request, obj, form, change)
         accounts.open_wallets(obj)
-
-    @admin.action(description="Disable: its keys stop working", permissions=["change"])
-    def disable(self, request: HttpRequest, queryset: QuerySet[Account]) -> None:
-        self._set_active(request, queryset, is_active=False)
-
-    @admin.action(description="Enable again", permissions=["change"])
-    def enable(self, request: HttpRequest, queryset: QuerySet[Account]) -> None:
-        self._set_active(request, queryset, is_active=True)
-
-    def _set_active(
-        self, request: HttpRequest, queryset: QuerySet[Account], *, is_active: bool
-    ) -> None:
-        for account in queryset:
-            account.is_active = is_active
-            account.save(update_fields=["is_active"])
-            word = "enabled" if is_active else "disabled"
-            self.log_change(request, account, word)
+        # The plan and the caps travel with remembered keys.
         keys.forget()
+
+    @action(description="Statement", url_path="statement", icon="table_view")
+    def statement(self, request: HttpRequest, object_id: str) -> HttpResponseBase:
+        """Ask for a wallet and a period, then send the movements as CSV."""
+        account = self.get_object(request, object_id)
+        if account is None:
+            raise Http404
+        if not self.has_view_permission(request, account):
+            raise PermissionDenied
+        asked = "mode" in request.GET
+        form = account_acts.StatementForm(request.GET if asked else None)
+        if asked and form.is_valid():
+            return _statement_file(account, form)
+        context = {
+            **self.admin_site.each_context(request),
+            "title": f"Statement of {account}",
+            "opts": self.opts,
+            "form": form,
+        }
+        return TemplateResponse(request, "billing/statement.html", context)
+
+
+def _statement_file(
+    account: Account, form: account_acts.StatementForm
+) -> HttpResponseBase:
+    start, end = form.cleaned_data["start"], form.cleaned_data["end"]
+    mode = form.cleaned_data["mode"]
+    lines = exports.statement_csv(
+        account_id=account.pk,
+        mode=mode,
+        start=datetime.combine(start, time(), UTC),
+        # the last day counts whole
+        end=datetime.combine(end, time(), UTC) + timedelta(days=1),
+    )
+    name = f"statement-{account.pk}-{mode}-{start}-{end}.csv"
+    response = StreamingHttpResponse(lines, content_type="text/csv; charset=utf-8")
+    response["Content-Disposition"] = f'attachment; filename="{name}"'
+    return response
 
 
 @admin.register(ApiKey)
-class ApiKeyAdmin(NoDelete, ModelAdmin):
+class ApiKeyAdmin(NoDelete, ReasonedAdmin):
     list_display = (
         "__str__",
         "account",
@@ -173,21 +215,64 @@ class ApiKeyAdmin(NoDelete, ModelAdmin):
         "last_used_at",
         "revoked_at",
     )
-    actions = ("revoke",)
+    acts = (account_acts.REVOKE_KEY,)
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         """Keys are made where their owner sees them: the API or createaccount."""
         return False
 
-    @admin.action(description="Revoke: they stop for good", permissions=["change"])
-    def revoke(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:
-        for key in queryset:
-            keys.revoke(account_id=key.account_id, key_id=key.pk)
-            self.log_change(request, key, "revoked")
+    def save_model(
+        self, request: HttpRequest, obj: ApiKey, form: ModelForm[ApiKey], change: bool
+    ) -> None:
+        super().save_model(request, obj, form, change)
+        keys.forget()
+
+
+@admin.register(OperatorKey)
+class OperatorKeyAdmin(NoDelete, ActingAdmin):
+    list_display = (
+        "__str__",
+        "user",
+        "name",
+        "created_at",
+        "expires_at",
+        "revoked_at",
+    )
+    list_select_related = ("user",)
+    search_fields = ("id", "name", "user__username")
+    fields = ("id", "user", "name", "expires_at", "created_at", "revoked_at")
+    readonly_fields = ("id", "user", "created_at", "revoked_at")
+    acts = (account_acts.REVOKE_OPERATOR_KEY,)
+
+    def get_fields(
+        self, request: HttpRequest, obj: OperatorKey | None = None
+    ) -> tuple[str, ...]:
+        return self.fields if obj else ("name", "expires_at")
+
+    def save_model(
+        self,
+        request: HttpRequest,
+        obj: OperatorKey,
+        form: ModelForm[OperatorKey],
+        change: bool,
+    ) -> None:
+        """Make the key in the name of whoever asks, and show it this once."""
+        if change:
+            super().save_model(request, obj, form, change)
+            return
+        made, plaintext = operator_keys.mint(
+            cast("AbstractBaseUser", request.user),
+            name=obj.name,
+            expires_at=obj.expires_at,
+        )
+        obj.pk, obj.user_id = made.pk, made.user_id
+        self.message_user(
+            request, f"Keep this key, it is shown once: {plaintext}", messages.WARNING
+        )
 
 
 @admin.register(Plan)
-class PlanAdmin(ModelAdmin):
+class PlanAdmin(ReasonedAdmin):
     list_display = (
         "code",
         "name",
@@ -201,7 +286,7 @@ class PlanAdmin(ModelAdmin):
 
 
 @admin.register(PriceRow)
-class PriceRowAdmin(NoDelete, ModelAdmin):
+class PriceRowAdmin(NoDelete, ReasonedAdmin):
     list_display = (
         "model",
         "operation",
@@ -252,7 +337,8 @@ class PriceRowAdmin(NoDelete, ModelAdmin):
         start = obj.effective_from if "effective_from" in form.changed_data else None
         if change:
             edited = {name: form.cleaned_data[name] for name in form.changed_data}
-            edited.pop("effective_from", None)
+            for ours in ("effective_from", "reason"):
+                edited.pop(ours, None)
             published = prices.reprice(
                 PriceRow.objects.get(pk=obj.pk), effective_from=start, **edited
             )
@@ -268,7 +354,8 @@ class PriceRowAdmin(NoDelete, ModelAdmin):
 
 
 @admin.register(Wallet)
-class WalletAdmin(ReadOnly, ModelAdmin):
+class WalletAdmin(ReadOnly, ActingAdmin):
+    acts = account_acts.WALLET_ACTS
     list_display = ("account", "mode", "available_credits", "held_credits", "frozen")
     list_filter = ("mode", "frozen")
     list_select_related = ("account",)
@@ -308,8 +395,16 @@ class CreditGrantAdmin(ReadOnly, ModelAdmin):
 
 
 @admin.register(Purchase)
-class PurchaseAdmin(ReadOnly, ModelAdmin):
-    list_display = ("payment_id", "grant", "paid_amount", "paid_currency", "created_at")
+class PurchaseAdmin(ReadOnly, ActingAdmin):
+    acts = (account_acts.TAKE_BACK,)
+    list_display = (
+        "payment_id",
+        "grant",
+        "paid_amount",
+        "paid_currency",
+        "created_at",
+        "taken_back_at",
+    )
     list_select_related = ("grant",)
     search_fields = ("payment_id",)
 

@@ -7,6 +7,7 @@ that a figure costs the same however long the books have been kept.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 from django.db import connection
@@ -85,3 +86,31 @@ def _rows(sql: str, *arguments: int) -> list[tuple[Any, ...]]:
 def _plain(value: object) -> Any:
     # Sums of bigint come as Decimal.
     return value if isinstance(value, str | int) else float(str(value or 0))
+
+
+# By day, newest first; the index over created_at is tiny since the books only grow.
+_TAKINGS = """
+SELECT (date_trunc('day', t.created_at, 'UTC') AT TIME ZONE 'UTC')::date, t.kind,
+       count(*), sum(e.amount)::bigint
+  FROM billing_transfer t
+  JOIN billing_entry e ON e.transfer_id = t.id AND e.book = 'revenue'
+  JOIN billing_wallet w ON w.id = t.wallet_id
+ WHERE t.created_at >= date_trunc('day', now(), 'UTC') - make_interval(days => %s)
+   AND w.mode = 'live' AND t.kind IN ('capture', 'refund')
+ GROUP BY 1, 2 ORDER BY 1 DESC
+"""
+
+
+@dataclass(frozen=True)
+class Takings:
+    """What was earned (capture) or given back (refund, negative) on one day, live."""
+
+    day: date
+    kind: str
+    count: int
+    millicredits: int
+
+
+def takings(*, days: int) -> list[Takings]:
+    """Return what came in and went back today and on the ``days`` before (UTC)."""
+    return [Takings(*row) for row in _rows(_TAKINGS, days)]

@@ -13,7 +13,7 @@ LedgerError leaves the books whole, so the caller's transaction may go on.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -54,6 +54,7 @@ from billing.models import (
 from billing.statements import Balance as Balance
 from billing.statements import Movement as Movement
 from billing.statements import balance as balance
+from billing.statements import in_period as in_period
 from billing.statements import movements_of as movements_of
 from billing.statements import statement as statement
 
@@ -126,6 +127,15 @@ def freeze(*, account_id: UUID, mode: str, frozen: bool = True) -> None:
     """Refuse new holds in this wallet, or allow them again; open holds still settle."""
     wallet = lock_wallet(account_id=account_id, mode=mode)
     Wallet.objects.filter(pk=wallet.pk).update(frozen=frozen)
+
+
+def freeze_mismatched(mismatches: Sequence[Mismatch]) -> list[Wallet]:
+    """Freeze every wallet that does not add up; return all of them."""
+    wrong = {mismatch.wallet_id for mismatch in mismatches}
+    wallets = list(Wallet.objects.filter(pk__in=wrong).select_related("account"))
+    for wallet in wallets:
+        freeze(account_id=wallet.account_id, mode=wallet.mode)
+    return wallets
 
 
 # --- Giving ---------------------------------------------------------------------------
@@ -789,6 +799,32 @@ def find_hold(*, account_id: UUID, mode: str, reference: str) -> Hold | None:
     return Hold.objects.filter(
         wallet__account_id=account_id, wallet__mode=mode, reference=reference
     ).first()
+
+
+def open_holds(*, before: datetime | None = None) -> Iterator[tuple[UUID, str, str]]:
+    """Yield (account_id, mode, reference) of every open hold, oldest first.
+
+    ``before`` leaves out those made since then.
+    """
+    found = Hold.objects.filter(state=Hold.State.OPEN).order_by("created_at")
+    if before is not None:
+        found = found.filter(created_at__lt=before)
+    rows = found.values_list("wallet__account_id", "wallet__mode", "reference")
+    yield from rows.iterator(chunk_size=1000)
+
+
+def is_open(*, account_id: UUID, mode: str, reference: str) -> bool:
+    held = find_hold(account_id=account_id, mode=mode, reference=reference)
+    return held is not None and held.state == Hold.State.OPEN
+
+
+def purchase_of(payment_id: str) -> Purchase | None:
+    """Return what a payment bought, with its grant and wallet."""
+    return (
+        Purchase.objects.select_related("grant__wallet")
+        .filter(payment_id=payment_id)
+        .first()
+    )
 
 
 _FIND: Final = """

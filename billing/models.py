@@ -15,6 +15,7 @@ import uuid
 
 from django.conf import settings
 from django.contrib.postgres.fields import ArrayField
+from django.contrib.postgres.indexes import BrinIndex
 from django.core.validators import MinValueValidator
 from django.db import models
 from django.db.models import F, Q
@@ -371,7 +372,13 @@ class Transfer(models.Model):
                 fields=["wallet", "idem"], name="a_movement_happens_once"
             )
         ]
-        indexes = [models.Index(fields=["wallet", "-id"], name="statement_of_a_wallet")]
+        indexes = [
+            models.Index(fields=["wallet", "-id"], name="statement_of_a_wallet"),
+            # Rows come in the order of time, so a few kilobytes find any day.
+            BrinIndex(
+                fields=["created_at"], name="movements_of_a_day", autosummarize=True
+            ),
+        ]
 
     def __str__(self) -> str:
         return f"{self.kind} {self.reference}"

@@ -5,6 +5,7 @@ The names are offered by `billing.ledger`, the public door.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -87,6 +88,21 @@ def statement(
         transfers = transfers.filter(pk__lt=before)
     newest = transfers.prefetch_related("entries").order_by("-pk")[:limit]
     return [_movement(transfer) for transfer in newest]
+
+
+def in_period(
+    *, account_id: UUID, mode: str, start: datetime, end: datetime
+) -> Iterator[Movement]:
+    """Yield the movements from ``start`` until before ``end``, oldest first."""
+    transfers = Transfer.objects.filter(
+        wallet__account_id=account_id,
+        wallet__mode=mode,
+        created_at__gte=start,
+        created_at__lt=end,
+    )
+    ordered = transfers.prefetch_related("entries").order_by("pk")
+    for transfer in ordered.iterator(chunk_size=500):
+        yield _movement(transfer)
 
 
 def movements_of(*, account_id: UUID, mode: str, reference: str) -> list[Movement]:

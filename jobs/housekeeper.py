@@ -25,7 +25,7 @@ from redis.exceptions import RedisError
 
 from billing import ledger
 from inference.errors import RenderError, StorageUnavailable
-from jobs import bells, deliveries, incidents, lifecycle, retention
+from jobs import bells, deliveries, incidents, lifecycle, retention, watch
 from jobs.models import IdempotencyRecord, Job
 from jobs.states import Status, Step
 
@@ -43,7 +43,10 @@ class Chore:
     name: str
     every_seconds: float
     run: Callable[[], object]
+    #: True: on a thread of its own, since it may be slow or wait for storage.
+    apart: bool = False
     due_at: float = field(default=0.0)
+    thread: threading.Thread | None = None
 
 
 def chores() -> list[Chore]:
@@ -53,8 +56,30 @@ def chores() -> list[Chore]:
         Chore("deadlines", settings.DEADLINES_EVERY_SECONDS, end_overdue),
         Chore("webhooks", settings.WEBHOOKS_EVERY_SECONDS, deliveries.ring_due),
         Chore("grants", settings.GRANTS_EVERY_SECONDS, ledger.expire_due),
-        Chore("retention", settings.RETENTION_EVERY_SECONDS, retention.delete_expired),
         Chore("idempotency", 3600.0, forget_answers),
+        Chore("canary", settings.CANARY_EVERY_SECONDS, watch.Canary().look),
+        Chore("workers", settings.CANARY_EVERY_SECONDS, watch.look_at_workers),
+        Chore(
+            "retention",
+            settings.RETENTION_EVERY_SECONDS,
+            retention.delete_due,
+            apart=True,
+        ),
+        Chore(
+            "sweep",
+            settings.SWEEP_EVERY_SECONDS,
+            retention.Sweep().step_in_turn,
+            apart=True,
+        ),
+        Chore(
+            "holds", settings.CHECK_HOLDS_EVERY_SECONDS, watch.look_at_holds, apart=True
+        ),
+        Chore(
+            "ledger",
+            settings.CHECK_LEDGER_EVERY_SECONDS,
+            watch.look_at_ledger,
+            apart=True,
+        ),
     ]
 
 
@@ -92,10 +117,29 @@ def _round(todo: list[Chore]) -> None:
         if time.monotonic() < chore.due_at:
             continue
         chore.due_at = time.monotonic() + chore.every_seconds
-        try:
-            chore.run()
-        except (BrokerError, RedisError, StorageUnavailable, OSError) as error:
-            log.warning("chore_failed", chore=chore.name, error=str(error))
+        if not chore.apart:
+            _do(chore)
+        elif chore.thread is None or not chore.thread.is_alive():
+            chore.thread = threading.Thread(
+                target=_do_apart, args=(chore,), name=chore.name, daemon=True
+            )
+            chore.thread.start()
+
+
+def _do(chore: Chore) -> None:
+    try:
+        chore.run()
+    except (BrokerError, RedisError, StorageUnavailable, OSError) as error:
+        log.warning("chore_failed", chore=chore.name, error=str(error))
+
+
+def _do_apart(chore: Chore) -> None:
+    try:
+        _do(chore)
+    except DatabaseError as error:
+        log.warning("chore_failed", chore=chore.name, error=str(error))
+    finally:
+        connection.close()
 
 
 # ---------------------------------------------------------------------- chores

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from django.db import connection
@@ -15,21 +16,29 @@ def report(
     kind: str, subject: str, text: str, *, detail: Mapping[str, Any] | None = None
 ) -> None:
     """Open an incident, or note that the open one is still so."""
-    import json
-
     with connection.cursor() as cursor:
         cursor.execute(
             "INSERT INTO jobs_incident"
             " (kind, subject, text, detail, opened_at, seen_at, resolved_by)"
             " VALUES (%s, %s, %s, %s, now(), now(), '')"
             " ON CONFLICT (kind, subject) WHERE resolved_at IS NULL"
-            " DO UPDATE SET seen_at = now(), text = EXCLUDED.text",
-            [kind, subject, text, json.dumps(dict(detail or {}))],
+            " DO UPDATE SET seen_at = now(), text = EXCLUDED.text,"
+            " detail = EXCLUDED.detail",
+            [kind, subject[:128], text, json.dumps(dict(detail or {}))],
         )
 
 
-def resolve(kind: str, subject: str, *, by: str = "") -> None:
+def resolve(kind: str, subject: str, *, by: str = "") -> bool:
     """Close the open incident, if there is one: what it was about is over."""
-    Incident.objects.filter(
-        kind=kind, subject=subject, resolved_at__isnull=True
-    ).update(resolved_at=Now(), resolved_by=by)
+    return bool(
+        Incident.objects.filter(
+            kind=kind, subject=subject[:128], resolved_at__isnull=True
+        ).update(resolved_at=Now(), resolved_by=by[:150])
+    )
+
+
+def resolve_others(kind: str, still: Collection[str]) -> None:
+    """Close every open incident of this kind but those about ``still``."""
+    Incident.objects.filter(kind=kind, resolved_at__isnull=True).exclude(
+        subject__in=[subject[:128] for subject in still]
+    ).update(resolved_at=Now(), resolved_by="over")

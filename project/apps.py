@@ -6,12 +6,21 @@ from importlib import import_module
 
 from django.apps import AppConfig
 from django.conf import settings
+from django.contrib.admin import apps as django_admin
 
 from inference import egress
 
 
+class AdminConfig(django_admin.AdminConfig):
+    """Django's admin on our own site."""
+
+    default = False  # "project" stands for the one below
+    default_site = "project.operators.OperatorSite"
+
+
 class ProjectConfig(AppConfig):
     name = "project"
+    default = True
     label = "project"
     verbose_name = "Zoetrope"
 

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import structlog
 
-from project import env, logging, state
+from project import appearance, env, logging, state
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 ZOETROPE_HOME = state.home()
@@ -90,7 +90,10 @@ SECURE_CONTENT_TYPE_NOSNIFF = True
 SECURE_REFERRER_POLICY = "same-origin"
 X_FRAME_OPTIONS = "DENY"
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
-SESSION_COOKIE_HTTPONLY = True
+if HTTPS:
+    # The browser then takes these cookies from this host over https alone.
+    SESSION_COOKIE_NAME, CSRF_COOKIE_NAME = "__Host-sessionid", "__Host-csrftoken"
+SESSION_COOKIE_HTTPONLY = CSRF_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Lax"
 SESSION_COOKIE_AGE = env.integer("SESSION_SECONDS", 8 * 3600)  # one shift at the admin
 APPEND_SLASH = False  # several dialects' paths differ by their slash only
@@ -105,9 +108,9 @@ DATA_UPLOAD_MAX_NUMBER_FIELDS = 1000
 ROOT_URLCONF = "project.urls"
 ASGI_APPLICATION = "project.asgi.application"
 INSTALLED_APPS = [
-    "unfold",
+    "unfold.apps.BasicAppConfig",
     "unfold.contrib.filters",
-    "django.contrib.admin",
+    "project.apps.AdminConfig",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
@@ -137,10 +140,12 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "axes.middleware.AxesMiddleware",
+    "project.headers.AdminPolicy",
 ]
 TEMPLATES = [
     {
         "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "project" / "templates"],  # before those of packages
         "APP_DIRS": True,
         "OPTIONS": {
             "context_processors": [
@@ -206,6 +211,7 @@ AXES_FAILURE_LIMIT = env.integer("LOGIN_FAILURES", 5, minimum=1)
 AXES_COOLOFF_TIME = env.number("LOGIN_LOCK_HOURS", 1.0)
 AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
 OTP_TOTP_ISSUER = "Zoetrope"
+OTP_ADMIN_HIDE_SENSITIVE_DATA = True
 
 # --- REST framework -------------------------------------------------------------------
 REST_FRAMEWORK = {
@@ -237,7 +243,7 @@ SPECTACULAR_SETTINGS = {
         "jobs.api.schema.add_dialects",
     ],
 }
-UNFOLD = {"SITE_TITLE": "Zoetrope", "SITE_HEADER": "Zoetrope"}
+UNFOLD = appearance.UNFOLD
 
 # --- Jobs: leases, deadlines and the two loops (seconds unless named otherwise) -------
 LEASE_SECONDS = env.number("LEASE_SECONDS", 90.0)  # a silent worker loses its job
@@ -256,8 +262,27 @@ DEADLINES_EVERY_SECONDS = env.number("DEADLINES_EVERY_SECONDS", 5.0)
 GRANTS_EVERY_SECONDS = env.number("GRANTS_EVERY_SECONDS", 60.0)
 RETENTION_EVERY_SECONDS = env.number("RETENTION_EVERY_SECONDS", 60.0)
 WEBHOOKS_EVERY_SECONDS = env.number("WEBHOOKS_EVERY_SECONDS", 1.0)
-CANARY_EVERY_SECONDS = env.number("CANARY_EVERY_SECONDS", 60.0)
+LEFTOVER_SECONDS = env.number("LEFTOVER_SECONDS", 7 * 86_400.0)  # of failed jobs
+MASTER_SECONDS = env.number("MASTER_SECONDS", 3600.0)  # clips finished ones came from
+ORPHAN_SECONDS = env.number(
+    "ORPHAN_SECONDS", 3600.0
+)  # files no job names, after its end
+ORPHAN_UNKNOWN_SECONDS = env.number("ORPHAN_UNKNOWN_SECONDS", 30 * 86_400.0)
+SWEEP_EVERY_SECONDS = env.number("SWEEP_EVERY_SECONDS", 60.0)  # 1,000 objects each time
+SWEEP_REST_SECONDS = env.number(
+    "SWEEP_REST_SECONDS", 86_400.0
+)  # after the whole bucket
+CANARY_EVERY_SECONDS = env.number("CANARY_EVERY_SECONDS", 10.0)
 CANARY_LIMIT_SECONDS = env.number("CANARY_LIMIT_SECONDS", 120.0)
+CHECK_HOLDS_EVERY_SECONDS = env.number("CHECK_HOLDS_EVERY_SECONDS", 300.0)
+CHECK_LEDGER_EVERY_SECONDS = env.number("CHECK_LEDGER_EVERY_SECONDS", 900.0)
+DEAD_WORKER_SECONDS = env.number("DEAD_WORKER_SECONDS", 60.0)  # silent for so long
+FORGET_WORKER_SECONDS = env.number("FORGET_WORKER_SECONDS", 7 * 86_400.0)
+# Where incidents go, signed by Standard Webhooks; empty: nowhere
+OPERATOR_WEBHOOK_URL = env.text("OPERATOR_WEBHOOK_URL", "")
+OPERATOR_WEBHOOK_SECRET = env.text(
+    "OPERATOR_WEBHOOK_SECRET", None if OPERATOR_WEBHOOK_URL else ""
+)
 CALLBACKS = env.boolean("CALLBACKS", True)  # ask providers for them, where possible
 POLL_EVERY_SECONDS = env.number("POLL_EVERY_SECONDS", 1.0)
 SIGNED_URL_SECONDS = env.integer("SIGNED_URL_SECONDS", 3600, minimum=1)
@@ -275,9 +300,25 @@ PROVIDERS = env.words(
 )
 GPU_MODELS = env.words("GPU_MODELS")  # what `make worker-gpu` serves
 WEIGHTS_DIR = Path(env.text("WEIGHTS_DIR", str(ZOETROPE_HOME / "weights")))
-WEIGHTS_SOURCES = env.text("WEIGHTS_SOURCES", "")  # checkpoint=s3://…|hub:…|folder, …
+WEIGHTS_SOURCES = env.pairs("WEIGHTS_SOURCES")  # checkpoint=s3://…|hub:…|folder, …
 REMOTE_ENGINES = env.text("REMOTE_ENGINES", "{}")  # JSON: name → base_url, flavour, …
 WORK_DIR = Path(env.text("WORK_DIR", str(ZOETROPE_HOME / "work")))
+
+# --- Finishing ------------------------------------------------------------------------
+# What C2PA manifests are signed with, PEM; without, a development certificate under
+# ZOETROPE_HOME, made on the first start
+C2PA_CERTIFICATE = env.text("C2PA_CERTIFICATE", "")
+C2PA_KEY = env.text("C2PA_KEY", "")
+C2PA_TIMESTAMP_URL = env.text("C2PA_TIMESTAMP_URL", "")
+# Start no worker that cannot judge pictures
+SAFETY_REQUIRE_CLASSIFIER = env.boolean("SAFETY_REQUIRE_CLASSIFIER", False)
+SAFETY_THRESHOLD = env.number("SAFETY_THRESHOLD", 0.8)  # flagged from this score on
+UPSCALE_DEVICE = env.text("UPSCALE_DEVICE", "auto")  # auto, cuda, cpu or off
+UPSCALE_WEIGHTS = env.text("UPSCALE_WEIGHTS", "")  # a file name; else what suffices
+EXPANSION_BASE_URL = env.text("EXPANSION_BASE_URL", "")  # OpenAI-compatible, with /v1
+EXPANSION_MODEL = env.text("EXPANSION_MODEL", "")
+EXPANSION_API_KEY = env.text("EXPANSION_API_KEY", "")
+EXPANSION_SECONDS = env.number("EXPANSION_SECONDS", 5.0)  # then the built-in one writes
 
 # --- What may be reached --------------------------------------------------------------
 EGRESS_ALLOW_HOSTS = env.words("EGRESS_ALLOW_HOSTS")  # private host:port, also by http

@@ -8,7 +8,6 @@ from typing import Any
 from django.core.management.base import BaseCommand
 
 from billing import ledger
-from billing.models import Wallet
 
 
 class Command(BaseCommand):
@@ -29,7 +28,5 @@ class Command(BaseCommand):
             self.stdout.write("the books add up")
             return
         if options["freeze"]:
-            wrong = {mismatch.wallet_id for mismatch in mismatches}
-            for wallet in Wallet.objects.filter(pk__in=wrong):
-                ledger.freeze(account_id=wallet.account_id, mode=wallet.mode)
+            ledger.freeze_mismatched(mismatches)
         raise SystemExit(1)

@@ -8,6 +8,9 @@ from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.core.management.base import BaseCommand, CommandError
+from django.db import transaction
+
+from billing.passwords import make_one_time
 
 
 class Command(BaseCommand):
@@ -21,6 +24,12 @@ class Command(BaseCommand):
         if users.objects.filter(username=options["name"]).exists():
             raise CommandError(f"there is an operator {options['name']!r} already")
         password = secrets.token_urlsafe(18)
-        users.objects.create_superuser(username=options["name"], password=password)
-        self.stdout.write("Sign in at /admin/ and change this password there:")
+        with transaction.atomic():
+            user = users.objects.create_superuser(
+                username=options["name"], password=password
+            )
+            make_one_time(user)
+        self.stdout.write(
+            "Sign in at /admin/ with this one-time password; you choose your own there:"
+        )
         self.stdout.write(password)

@@ -1,14 +1,19 @@
-"""`manage.py poller`: run the poller until TERM or Ctrl-C."""
+"""`manage.py poller`: run the poller until TERM or Ctrl-C.
+
+Beside it a thread tells the operator's webhook of incidents: of our two loops this is
+the one that talks to the outside.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import signal
+import threading
 from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from jobs import poller
+from jobs import alarms, poller
 
 
 class Command(BaseCommand):
@@ -23,4 +28,10 @@ async def _main() -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    silence = threading.Event()
+    teller = threading.Thread(
+        target=alarms.run, args=(silence,), name="alarms", daemon=True
+    )
+    teller.start()
     await poller.run(stop)
+    silence.set()

@@ -1,0 +1,11 @@
+"""The operator's view of jobs and of what makes them.
+
+Rows the platform writes are read-only; what operators do goes through acts that ask for
+a reason (`billing.acting`).
+"""
+
+from __future__ import annotations
+
+from jobs.admin import jobs, making, records, webhooks
+
+__all__ = ["jobs", "making", "records", "webhooks"]
