@@ -27,6 +27,14 @@ from tests.stack import ROOT, LiveStack, wait_until
 
 pytestmark = [pytest.mark.stories, pytest.mark.timeout(300)]
 PHOTO = Path(__file__).parent.parent / "photos" / "astronaut.jpg"
+#: each real checkpoint's folder, filled with tiny random weights of its kind
+FOLDERS = {
+    "Wan2.1-I2V-14B-480P": "2.1",
+    "Wan2.1-I2V-14B-720P": "2.1",
+    "Wan2.1-FLF2V-14B-720P": "flf",
+    "Wan2.2-I2V-A14B": "2.2",
+    "Wan2.2-TI2V-5B": "5b",
+}
 
 
 @dataclass
@@ -56,6 +64,7 @@ def start(stack: LiveStack, log: Path) -> GpuWorker:
         "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
+        "WEIGHTS_SOURCES": ",".join(f"{n}=synthetic:{k}" for n, k in FOLDERS.items()),
     }
     with log.open("w") as out:
         process = subprocess.Popen(
@@ -117,6 +126,47 @@ def test_a_photo_becomes_a_video_by_the_real_diffusers_path(
     assert resolved["fingerprint"]["engine"] == "wan"
     assert resolved["fingerprint"]["checkpoint"] == "wan-tiny"
     assert resolved["fingerprint"]["attention"] == "native"
+
+
+@pytest.mark.parametrize(
+    ("profile", "checkpoint"),
+    [
+        ("wan2.1-i2v-14b", "Wan2.1-I2V-14B-480P"),
+        ("wan2.1-flf2v-14b-720p", "Wan2.1-FLF2V-14B-720P"),
+        ("wan2.2-i2v-a14b", "Wan2.2-I2V-A14B"),
+        ("wan2.2-ti2v-5b", "Wan2.2-TI2V-5B"),
+    ],
+)
+def test_every_kind_of_checkpoint_goes_the_same_way(
+    profile: str, checkpoint: str, live_stack: LiveStack, client: httpx.Client
+) -> None:
+    """An operator points wan-tiny's route at the profile: small sizes, its real code."""
+    live_stack.sql(
+        "UPDATE jobs_route SET profile = %s WHERE model = 'wan-tiny' AND runner = 'wan'",
+        profile,
+    )
+    time.sleep(6)  # routes are kept for five seconds
+    options: dict[str, Any] = {
+        "aspect_ratio": "16:9",
+        "frames": 9,
+        "prompt": "it moves",
+    }
+    if "flf" in profile:
+        options["last_image"] = base64.b64encode(PHOTO.read_bytes()).decode()
+    try:
+        job = live_stack.wait_for_job(client, order(client, **options), seconds=120)
+    finally:
+        live_stack.sql(
+            "UPDATE jobs_route SET profile = 'wan-tiny'"
+            " WHERE model = 'wan-tiny' AND runner = 'wan'"
+        )
+    assert job["status"] == "succeeded", job
+    assert video(job) == (9, (96, 64), 16)
+    ((resolved,),) = live_stack.sql(
+        "SELECT resolved FROM jobs_job WHERE id = %s", job["id"]
+    )
+    assert resolved["fingerprint"]["profile"] == profile
+    assert resolved["fingerprint"]["checkpoint"] == checkpoint
 
 
 def test_what_the_model_cannot_do_is_refused_before_the_charge(

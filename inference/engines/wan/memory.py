@@ -118,7 +118,8 @@ def _host_copy(data: torch.Tensor) -> torch.Tensor:
 def residence_for(device: torch.device, pinned_bytes: int | None = None) -> Residence:
     """Return this process's residence on ``device``, sized by what the card has."""
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    total = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else host
+    # On a CPU there is nowhere to move to: nothing is planned, everything stays.
+    total = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else 2**62
     # Half of the host for pinned copies: the rest is for loading, encoding and the OS.
     pinned = host // 2 if pinned_bytes is None else pinned_bytes
     plan = Residency(device_bytes=total - RESERVE_BYTES, pinned_bytes=pinned)
