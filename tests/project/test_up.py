@@ -68,13 +68,9 @@ def serves(running: LiveStack) -> bool:
 
 
 def test_it_mends_itself_and_stops_in_order(up):
-    ready = httpx.get(f"{up.base_url}/readyz", timeout=10)
-    assert ready.json() == {
-        "status": "ready",
-        "postgres": "ok",
-        "redis": "ok",
-        "s3": "ok",
-    } | {name: value for name, value in ready.json().items() if name == "safety"}
+    ready = httpx.get(f"{up.base_url}/readyz", timeout=10).json()
+    assert ready["status"] == "ready"
+    assert {ready["postgres"], ready["broker"], ready["s3"]} == {"ok"}
 
     web = up.kill("web")
     up.wait_restarted("web", web)
