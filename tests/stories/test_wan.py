@@ -147,7 +147,7 @@ def test_every_kind_of_checkpoint_goes_the_same_way(
     )
     time.sleep(6)  # routes are kept for five seconds
     options: dict[str, Any] = {
-        "aspect_ratio": "16:9",
+        "aspect_ratio": "4:3",
         "frames": 9,
         "prompt": "it moves",
     }
