@@ -163,8 +163,11 @@ def _body(dialect: Dialect, route: Route) -> dict[str, Any] | None:
     if route.method == "GET" or not route.fields:
         return None
     schema = _nested(route.fields)
+    is_required = any(field.required for field in route.fields)
     if dialect.name == "native":
         schema["additionalProperties"] = False
+    if not is_required:
+        schema["type"] = ["object", "null"]
     kinds = {"application/json": {"schema": schema}}
     if (example := _EXAMPLES.get((route.method, route.path))) is not None:
         kinds["application/json"]["example"] = example
@@ -178,7 +181,7 @@ def _body(dialect: Dialect, route: Route) -> dict[str, Any] | None:
                 "description": schema["properties"][name].get("description", ""),
             }
         kinds["multipart/form-data"] = {"schema": form}
-    return {"required": any(f.required for f in route.fields), "content": kinds}
+    return {"required": is_required, "content": kinds}
 
 
 def _nested(fields: tuple[Field, ...]) -> Schema:
@@ -281,9 +284,13 @@ def _responses(dialect: Dialect, route: Route) -> dict[str, Any]:
             "headers": _rate_headers(),
             "content": {"application/json": {"schema": ref(name)}},
         }
+        if links := _links(dialect, route):
+            found[str(status)]["links"] = links
     statuses = set(_ALWAYS)
     if "{" in route.path:
         statuses |= {404, 409}
+    if any(field.name == "cursor" for field in route.fields):
+        statuses.add(404)
     if route.method != "GET":
         statuses |= {409, 413, 415}
     if route.operation in (*_CREATING, Operation.QUOTE):
@@ -291,6 +298,21 @@ def _responses(dialect: Dialect, route: Route) -> dict[str, Any]:
     for status in sorted(statuses):
         found[str(status)] = {"$ref": f"#/components/responses/Refused{status}"}
     return found
+
+
+def _links(dialect: Dialect, route: Route) -> dict[str, Any]:
+    """Say which calls take the id of what this call has made."""
+    if route.method != "POST" or "{" in route.path:
+        return {}
+    start = f"{route.path}/{{id}}"
+    return {
+        _id(dialect, other): {
+            "operationId": _id(dialect, other),
+            "parameters": {"id": "$response.body#/id"},
+        }
+        for other in dialect.routes
+        if other.path == start or other.path.startswith(f"{start}/")
+    }
 
 
 def _refusal(status: int, text: str) -> dict[str, Any]:

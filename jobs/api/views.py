@@ -104,7 +104,7 @@ def _serve(
         rate = _spend_request(credential, creates=route.operation in CREATING)
     with _shown_in_refusals(rate):
         if credential is not None:
-            _require(credential, route)
+            credential.require(cast("str", route.scope))
         if wire.method not in _BODILESS or request.META.get("CONTENT_LENGTH"):
             body, files = bodies.read(request, limit_bytes=dialect.body_limit_bytes)
             wire = replace(wire, body=body, files=files)
@@ -126,6 +126,10 @@ def _shown_in_refusals(rate: Mapping[str, str]) -> Iterator[None]:
     except ApiError as refused:
         refused.headers = {**rate, **refused.headers}
         raise
+    except billing_errors.MissingScope as error:
+        refused = Forbidden(str(error), code="missing_scope")
+        refused.headers = rate
+        raise refused from error
 
 
 def _answer(call: operations.Call, command: base.Command) -> WireResponse:
@@ -188,13 +192,6 @@ def _too_often(allowance: throttles.Allowance) -> RateLimited:
         limit=allowance.limit,
         headers=allowance.headers(),
     )
-
-
-def _require(credential: keys.Credential, route: Route) -> None:
-    try:
-        credential.require(cast("str", route.scope))
-    except billing_errors.MissingScope as error:
-        raise Forbidden(str(error), code="missing_scope") from error
 
 
 def _spend_request(credential: keys.Credential, *, creates: bool) -> Mapping[str, str]:

@@ -462,8 +462,14 @@ def _effects_page(wire: WireRequest, _: ModelLookup) -> Ask:
 
 
 def _webhooks(action: str) -> base.Parse:
+    known = [field.name for field in ENDPOINT_FIELDS] if action == "create" else []
+
     def parse(wire: WireRequest, _: ModelLookup) -> Ask:
-        return Ask({**fields.object_of(wire.body), **wire.params, "action": action})
+        body = fields.object_of(wire.body)
+        for name in body:
+            if name not in known:
+                raise InvalidRequest(name, "Unknown field.")
+        return Ask({**body, **wire.params, "action": action})
 
     return parse
 
