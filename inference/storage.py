@@ -244,6 +244,11 @@ class Storage:
         with self._errors(self._bucket):
             self._client.head_bucket(Bucket=self._bucket)
 
+    def make_bucket(self) -> None:
+        """Make the bucket, on a server that does not ask in which region."""
+        with self._errors(self._bucket):
+            self._client.create_bucket(Bucket=self._bucket)
+
     @property
     def _client(self) -> S3Client:
         return self._at(self._endpoint_url)

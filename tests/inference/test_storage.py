@@ -201,3 +201,14 @@ def test_an_object_that_is_not_there_in_full_is_not_believed(s3_storage, monkeyp
     monkeypatch.setattr(type(s3_storage), "stat", lambda *_: None)
     with pytest.raises(StorageUnavailable, match="not there"):
         s3_storage.put_bytes("a", b"x")
+
+
+def test_a_bucket_is_made_once(s3_address):
+    storage = real(s3_address, bucket=f"made-{uuid.uuid4().hex[:12]}")
+    with pytest.raises(ObjectMissing):
+        storage.check()
+    storage.make_bucket()
+    storage.check()
+    storage.put_bytes("a", b"a")
+    with pytest.raises(StorageUnavailable):
+        storage.make_bucket()
