@@ -28,5 +28,6 @@ class ProjectConfig(AppConfig):
         # Whoever rings a bell asks for the current app; without this import that would
         # be an empty one, which looks for a broker of its own.
         import_module("project.celery")
+        import_module("project.proxies")  # its check must run before it serves
         # Before the first request: URLs are judged while it is read.
         egress.configure(settings.EGRESS_ALLOW_HOSTS)

@@ -231,7 +231,8 @@ def wait_for(supervisor: Supervisor, name: str, ready: Callable[[], bool]) -> No
     try:
         supervisor.wait_for(ready, what=name, seconds=START_SECONDS)
     except TimeoutError as error:
-        end = last_lines(supervisor.log_path(name))
+        path = supervisor.log_path(name)
+        end = last_lines(path) if path else ""
         raise RuntimeError(f"{error}:\n{end}") from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from argparse import ArgumentParser
 from typing import Any
 
 from django.conf import settings
@@ -19,9 +20,16 @@ class Command(BaseCommand):
     help = "Serve GPU_MODELS on this machine's GPUs, one process each."
     requires_system_checks: list[str] = []
 
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "--no-log-files",
+            action="store_true",
+            help="let the workers write where this command does, as containers want it",
+        )
+
     def handle(self, *args: Any, **options: Any) -> None:
         check(settings.GPU_MODELS)
-        logs = settings.ZOETROPE_HOME / "logs"
+        logs = None if options["no_log_files"] else settings.ZOETROPE_HOME / "logs"
         try:
             with Supervisor(logs=logs, tell=self.tell) as supervisor:
                 supervisor.start(*stack.gpu_processes(devices()))
