@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
-from django.http import HttpResponse
 from django.test import Client
 
 from billing.models import Account
@@ -25,13 +24,13 @@ class Api:
         self.client = Client(raise_request_exception=False, enforce_csrf_checks=True)
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
 
-    def get(self, path: str, **headers: str) -> HttpResponse:
+    def get(self, path: str, **headers: str) -> Any:
         return self.client.get(path, headers={**self.headers, **headers})
 
-    def delete(self, path: str) -> HttpResponse:
+    def delete(self, path: str) -> Any:
         return self.client.delete(path, headers=self.headers)
 
-    def post(self, path: str, body: Any = None, **headers: str) -> HttpResponse:
+    def post(self, path: str, body: Any = None, **headers: str) -> Any:
         return self.client.generic(
             "POST",
             path,
@@ -56,7 +55,7 @@ def mallory() -> Api:
     return Api(make_key(make_account("mallory", credits=100)))
 
 
-def create(api: Api, **options: Any) -> HttpResponse:
+def create(api: Api, **options: Any) -> Any:
     return api.post("/v1/jobs", {"image": PICTURE, **options})
 
 
