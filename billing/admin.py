@@ -7,8 +7,9 @@ overwritten, saving one publishes a new version.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, time, timedelta
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
@@ -24,7 +25,7 @@ from unfold.admin import ModelAdmin, TabularInline
 from unfold.decorators import action
 
 from billing import account_acts, accounts, exports, keys, operator_keys, prices
-from billing.acting import ActingAdmin, ReasonedAdmin
+from billing.acting import Act, ActingAdmin, ReasonedAdmin
 from billing.models import (
     Account,
     ApiKey,
@@ -118,7 +119,7 @@ class AccountAdmin(NoDelete, ReasonedAdmin):
     search_fields = ("name", "id", "reference")
     readonly_fields = ("id", "created_at", "deleted_at")
     inlines = (WalletInline, MemberInline)
-    acts = account_acts.ACTS
+    acts: ClassVar[Sequence[Act]] = account_acts.ACTS
     actions_detail = ("statement",)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Account]:
