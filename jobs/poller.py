@@ -96,7 +96,7 @@ class Line:
     account: base.ProviderAccount
     interval_seconds: float
     http: httpx.AsyncClient = field(default_factory=transport.async_client)
-    allowance: float = 1.0
+    allowance: float = float("inf")
     filled_at: float = field(default_factory=time.monotonic)
     rests_until: float = 0.0
     under_way: int = 0

@@ -13,6 +13,7 @@ from typing import Any
 
 from django.db.models import F
 from django.db.models.functions import Now
+from django.utils import timezone
 
 from billing import ledger
 from billing.models import Account
@@ -225,3 +226,39 @@ def held(account: Account) -> int:
 
 def available(account: Account) -> int:
     return ledger.balance(account_id=account.pk, mode="live").available_millicredits
+
+
+def put_out(
+    account: Account, row: ProviderAccount, ids: list[str], **fields: Any
+) -> list[Job]:
+    """Make jobs that await their videos at the account under these ids, and are due."""
+    model = MODEL[row.provider][0]
+    route = {
+        "id": 0,
+        "name": row.provider,
+        "kind": "provider",
+        "queue": f"provider.{row.provider}",
+        "runner": row.provider,
+        "profile": "any",
+        "simulates": False,
+    }
+    return Job.objects.bulk_create(
+        Job(
+            account_id=account.pk,
+            mode="live",
+            dialect="native",
+            public_id=f"{row.pk}-{one}",
+            model=model,
+            request={},
+            fingerprint="-",
+            status="running",
+            step=Step.AWAIT,
+            route=route,
+            start_by=timezone.now(),
+            ready_at=timezone.now(),
+            provider_account=row,
+            provider_job_id=one,
+            **{"next_poll_at": timezone.now() - timedelta(seconds=60), **fields},
+        )
+        for one in ids
+    )

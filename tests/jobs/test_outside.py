@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from django.db import connection, transaction
 from django.db.models.functions import Now
 
 from inference.errors import Fault, ProviderError, Unsupported
+from inference.providers import base
 from jobs import outside
 from jobs.models import Incident, Job, ProviderAccount
 from tests.factories import make_account, make_job, make_request
@@ -97,7 +99,7 @@ def test_only_a_video_makes_failures_forgotten():
     row.refresh_from_db()
     assert row.open_until is not None
     outside.went_well(row.pk)
-    row.refresh_from_db()
+    row = ProviderAccount.objects.get(pk=row.pk)
     assert (row.failures_in_row, row.open_until) == (0, None)
 
 
@@ -158,7 +160,9 @@ def test_of_many_workers_at_once_each_place_goes_to_one():
 # ---------------------------------------------------------------- what is asked for
 
 
-def ordered(model: str, provider: str, wire_model: str, **options: object):
+def ordered(
+    model: str, provider: str, wire_model: str, **options: Any
+) -> base.ProviderJob:
     request = make_request(model, **options)
     return outside.order(
         request, reference="r", wire_model=wire_model, provider=provider

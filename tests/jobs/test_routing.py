@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from django.db.models.functions import Now
@@ -41,12 +42,18 @@ def account(provider: str, name: str = "main", **fields: object) -> ProviderAcco
 
 
 @pytest.fixture
-def three(settings) -> dict[str, ProviderAccount]:
+def three(settings: Any) -> dict[str, ProviderAccount]:
     settings.S3_PUBLIC_ENDPOINT_URL = "https://files.example"
     return {name: account(name) for name in ("dashscope", "sinancode", "novita")}
 
 
-def choose(model: str = MODEL, *, plan: str = "pro", without=(), **options):
+def choose(
+    model: str = MODEL,
+    *,
+    plan: str = "pro",
+    without: Sequence[str] = (),
+    **options: Any,
+) -> routing.Choice:
     request = make_request(model, **options)
     return routing.choose(
         MODELS[model], mode="live", plan=plan, request=request, without=without

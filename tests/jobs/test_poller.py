@@ -1,0 +1,294 @@
+"""The poller: how often it asks, whom, and what it makes of the answers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+from django.db import connection
+from django.db.models import F
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from billing.models import Account
+from jobs import outside, poller
+from jobs.models import Job, ProviderAccount
+from jobs.poller import Poller
+from tests.factories import make_account
+from tests.fakes import FakeService
+from tests.jobs import providers_world as world
+
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.usefixtures("redis_url"),
+]
+
+
+@pytest.fixture
+def alice() -> Account:
+    return make_account("alice", plan="enterprise", credits=1000)
+
+
+@pytest.fixture(scope="module")
+def services() -> Iterator[dict[str, FakeService]]:
+    started = {name: world.start(name) for name in ("novita", "akool")}
+    yield started
+    for fake in started.values():
+        fake.stop()
+
+
+@pytest.fixture
+def novita(services: dict[str, FakeService]) -> FakeService:
+    return world.forget(services["novita"])
+
+
+@pytest.fixture
+def akool(services: dict[str, FakeService]) -> FakeService:
+    return world.forget(services["akool"])
+
+
+def accept(fake: FakeService, count: int) -> list[str]:
+    key = fake.client_secret if fake.name == "akool" else "sk-test"
+    body = {"video_length": 5, "resolution": "720p"}  # akool shows them again
+    return [fake.accept(key, "any", "words", body=body).id for _ in range(count)]
+
+
+async def quiet(poller: Poller) -> None:
+    """Wait for the calls under way and write down what they said."""
+    while poller._tasks:
+        await asyncio.wait(set(poller._tasks))
+    await poller._db(poller._write_answers)
+
+
+def ask(rounds: int = 1, *, together: int = 1) -> None:
+    """Let so many pollers, each with so many rounds, ask about what is due."""
+
+    async def all_of_them() -> None:
+        pollers = [Poller() for _ in range(together)]
+        for _ in range(rounds):
+            await asyncio.gather(*(one.round() for one in pollers))
+            await asyncio.gather(*map(quiet, pollers))
+        await asyncio.gather(*(one.close() for one in pollers))
+
+    asyncio.run(all_of_them())
+
+
+def test_one_call_asks_about_as_many_jobs_as_the_provider_takes(akool, alice):
+    row = world.enter(akool)
+    world.put_out(alice, row, accept(akool, 60))
+    ask()
+    assert len(akool.calls_to("status")) == 2  # 50 and 10
+    assert not Job.objects.filter(next_poll_at__lte=Now()).exists()
+
+
+def test_a_finished_job_goes_to_its_collector_and_a_running_one_waits(novita, alice):
+    row = world.enter(novita)
+    done, running = world.put_out(alice, row, accept(novita, 2))
+    there = novita.jobs[done.provider_job_id]
+    there.created -= 1000
+    novita.jobs[running.provider_job_id].created -= novita.queued_seconds + 30
+    ask()
+    done.refresh_from_db()
+    running.refresh_from_db()
+    assert (done.step, done.queue, done.next_poll_at) == (
+        "collect",
+        "provider.novita",
+        None,
+    )
+    assert running.step == "await"
+    assert running.progress > 0
+    wait = (running.next_poll_at - timezone.now()).total_seconds()
+    assert 8 < wait < 11.1  # ten seconds, a tenth to either side
+
+
+def test_no_account_is_asked_faster_than_its_rate(novita, alice):
+    row = world.enter(novita, statuses_per_second=4)
+    world.put_out(alice, row, accept(novita, 40))
+    started = time.monotonic()
+    ask(3)
+    seconds = time.monotonic() - started
+    assert len(novita.calls_to("status")) <= 1 + 4 * (seconds + 1)
+
+
+def test_where_the_rate_is_too_low_all_wait_evenly_longer_and_it_shows(novita, alice):
+    row = world.enter(novita, statuses_per_second=2, settings={"poll_seconds": 5})
+    jobs = world.put_out(alice, row, accept(novita, 40))
+    # The longest due are asked about first.
+    for number, job in enumerate(jobs):
+        Job.objects.filter(pk=job.pk).update(
+            next_poll_at=Now() - timedelta(seconds=number)
+        )
+    ask()
+    row.refresh_from_db()
+    assert row.poll_interval_seconds == 20  # 40 jobs at 2 a second, not 5 s
+    asked = set(Job.objects.filter(next_poll_at__gt=Now()).values_list("pk", flat=True))
+    assert asked == {job.pk for job in jobs[-len(asked) :]}
+    for wait in Job.objects.filter(pk__in=asked).annotate(
+        wait=F("next_poll_at") - Now()
+    ):
+        assert 17 < wait.wait.total_seconds() < 22.1
+
+
+def test_two_pollers_never_ask_about_the_same_job(akool, alice):
+    row = world.enter(akool, statuses_per_second=1000)
+    world.put_out(alice, row, accept(akool, 300))
+    ask(together=2)
+    asked = [call.path for call in akool.calls_to("status")]
+    assert len(asked) >= 6
+    assert not Job.objects.filter(next_poll_at__lte=Now()).exists()
+
+
+def test_of_two_pollers_one_leads_until_its_connection_is_gone():
+    async def contest() -> list[bool]:
+        first, second = Poller(), Poller()
+        said = [await one._db(one._leads) for one in (first, second, first)]
+        await first.close()
+        for _ in range(50):  # its end reaches the server in a moment
+            if await second._db(second._leads):
+                break
+            await asyncio.sleep(0.1)
+        said.append(await second._db(second._leads))
+        await second.close()
+        return said
+
+    assert asyncio.run(contest()) == [True, False, True, True]
+
+
+def test_what_a_dead_poller_had_taken_is_soon_due_again(novita, alice):
+    row = world.enter(novita)
+    world.put_out(alice, row, accept(novita, 3))
+    taken = poller._take({row.pk: 10})  # and then it is killed
+    assert len(taken[row.pk]) == 3
+    assert not poller._take({row.pk: 10})
+    Job.objects.update(
+        next_poll_at=F("next_poll_at") - timedelta(seconds=poller.HOLD_SECONDS)
+    )
+    assert len(poller._take({row.pk: 10})[row.pk]) == 3
+
+
+def test_a_sick_service_is_asked_less_and_counts_against_health_at_last(novita, alice):
+    row = world.enter(novita, settings={"poll_seconds": 0.01})
+    world.put_out(alice, row, accept(novita, 1))
+    novita.script("status", "500", times=100)
+    line_waits = []
+
+    async def see() -> None:
+        asking = Poller()
+        for _ in range(outside.FAILURES_TO_OPEN):
+            await asking.round()
+            await quiet(asking)
+            line = asking._lines[row.pk]
+            line_waits.append(line.rests_until - time.monotonic())
+            line.rests_until = 0.0
+            line.allowance = 5.0
+            await asking._db(world.due_now)
+        await asking.close()
+
+    asyncio.run(see())
+    assert [round(wait) for wait in line_waits] == [1, 2, 4, 8, 16]
+    row.refresh_from_db()
+    assert row.failures_in_row == 1  # once for the five
+    job = Job.objects.get()
+    assert (job.step, job.poll_failures) == ("await", 0)
+
+
+def test_a_429_on_a_status_call_rests_the_whole_account(novita, alice):
+    row = world.enter(novita)
+    world.put_out(alice, row, accept(novita, 3))
+    novita.script("status", "429", times=1, retry_after="30")
+
+    async def see() -> int:
+        asking = Poller()
+        await asking.round()
+        await quiet(asking)
+        before = len(novita.calls_to("status"))
+        await asking._db(world.due_now)
+        asking._lines[row.pk].allowance = 5.0
+        await asking.round()
+        await quiet(asking)
+        await asking.close()
+        return len(novita.calls_to("status")) - before
+
+    assert asyncio.run(see()) == 0
+    row.refresh_from_db()
+    assert row.rest_until is not None
+
+
+def test_an_id_the_provider_forgot_is_looked_at_by_a_person(novita, alice):
+    row = world.enter(novita)
+    (job,) = world.put_out(alice, row, ["never-given"])
+    for _ in range(poller.UNKNOWN_LOOKS):
+        assert Job.objects.get().step == "await"
+        world.due_now()
+        ask()
+    job.refresh_from_db()
+    assert (job.step, job.status) == ("reconcile", "running")
+
+
+def test_a_slow_service_delays_no_other(novita, akool, alice):
+    slow, quick = world.enter(novita), world.enter(akool)
+    world.put_out(alice, slow, accept(novita, 5))
+    (job,) = world.put_out(alice, quick, accept(akool, 1))
+    akool.jobs[job.provider_job_id].created -= 1000
+    novita.script("status", "slow:2", times=5)
+
+    async def see() -> float:
+        asking = Poller()
+        started = time.monotonic()
+        await asking.round()
+        while True:
+            await asyncio.sleep(0.02)
+            found = await asking._db(lambda: Job.objects.get(pk=job.pk).step)
+            if found == "collect" or time.monotonic() - started > 5:
+                break
+        seconds = time.monotonic() - started
+        await asking.close()
+        return seconds
+
+    assert asyncio.run(see()) < 2
+
+
+def test_an_accounts_new_key_is_used_from_the_next_count_on(novita, alice):
+    row = world.enter(novita, key="sk-other")
+    world.put_out(alice, row, accept(novita, 1))
+
+    async def see() -> str:
+        asking = Poller()
+        await asking.round()
+        await quiet(asking)
+        fresh = world.credentials_of(novita)
+        await asking._db(lambda: rewrite(row, fresh))
+        asking._counted_at = float("-inf")
+        await asking.round()
+        await quiet(asking)
+        await asking.close()
+        return str(asking._lines[row.pk].account.credentials["api_key"])
+
+    assert asyncio.run(see()) == "sk-test"
+
+
+def rewrite(row: ProviderAccount, credentials: dict[str, str]) -> None:
+    import json
+
+    row.credentials = json.dumps(credentials)
+    row.save(update_fields=["credentials"])
+
+
+def test_it_stops_when_told_and_leaves_no_connection(alice):
+    async def see() -> None:
+        stop = asyncio.Event()
+        running = asyncio.create_task(poller.run(stop))
+        await asyncio.sleep(0.3)
+        stop.set()
+        await asyncio.wait_for(running, 5)
+
+    asyncio.run(see())
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = %s",
+            [poller.LOCK],
+        )
+        assert cursor.fetchone() == (0,)
