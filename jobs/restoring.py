@@ -169,7 +169,7 @@ def missing_files() -> Iterator[Finding]:
                     "input",
                     str(job.pk),
                     "its prepared pictures are gone: it cannot be made",
-                    _failing(job),
+                    _failing(job, gone),
                 )
 
 
@@ -187,15 +187,18 @@ def _marking_gone(job: Job, gone: list[str]) -> Callable[[], object]:
     return mark
 
 
-def _failing(job: Job) -> Callable[[], object]:
-    return lambda: lifecycle.end(
-        job.pk,
-        RenderError(
-            "its inputs were lost in a restore",
-            code="input_lost",
-            public="The picture was lost; please send it again. Nothing was charged.",
-        ),
+def _failing(job: Job, gone: list[str]) -> Callable[[], object]:
+    error = RenderError(
+        "its inputs were lost in a restore",
+        code="input_lost",
+        public="The picture was lost; please send it again. Nothing was charged.",
     )
+
+    def fail() -> None:
+        if lifecycle.end(job.pk, error):
+            _marking_gone(job, gone)()
+
+    return fail
 
 
 def unknown_files() -> Iterator[Finding]:

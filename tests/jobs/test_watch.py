@@ -1,0 +1,234 @@
+"""What needs a person becomes an incident, is told once, and is over when it is over."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.db.models.functions import Now
+from standardwebhooks import Webhook
+
+from billing import keys, ledger, prices
+from billing.models import Account
+from jobs import alarms, claims, incidents, routing, watch, workers
+from jobs.models import Incident, Job, WebhookDelivery, WebhookEvent, Worker
+from tests.factories import make_account, make_job
+from tests.receivers import Receiver
+
+pytestmark = pytest.mark.django_db
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+
+@pytest.fixture
+def alice(db: None) -> Account:
+    keys.forget()
+    prices.forget()
+    routing.forget()
+    return make_account("alice", plan="pro", credits=100)
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    running = Receiver()
+    yield running
+    running.stop()
+
+
+def open_incidents() -> set[tuple[str, str]]:
+    rows = Incident.objects.filter(resolved_at__isnull=True)
+    return set(rows.values_list("kind", "subject"))
+
+
+class Clock:
+    """Looks with a canary as if time had passed."""
+
+    def __init__(self) -> None:
+        self.canary = watch.Canary()
+
+    def pass_seconds(self, seconds: float) -> None:
+        self.canary._since = {
+            queue: since - seconds for queue, since in self.canary._since.items()
+        }
+        self.canary.look()
+
+
+# ----------------------------------------------------------------------- the canary
+
+
+def test_a_queue_of_which_nothing_is_claimed_is_an_incident_until_it_is(
+    alice: Account,
+) -> None:
+    make_job(alice)
+    clock = Clock()
+    clock.pass_seconds(0)
+    clock.pass_seconds(119)
+    assert open_incidents() == set()
+    clock.pass_seconds(2)
+    assert open_incidents() == {("queue_stuck", "media")}
+    Worker.objects.create(name="w1", queues=["media"])
+    assert claims.claim_next("media", worker="w1") is not None
+    clock.pass_seconds(10)
+    assert open_incidents() == set()
+
+
+def test_a_busy_queue_is_no_incident(alice: Account) -> None:
+    make_job(alice)
+    make_job(alice)
+    assert claims.claim_next("media", worker="w1") is not None
+    clock = Clock()
+    for _ in range(5):
+        clock.pass_seconds(100)
+    assert open_incidents() == set()
+
+
+def test_a_queue_whose_work_is_taken_and_given_back_is_no_incident(
+    alice: Account,
+) -> None:
+    make_job(alice)
+    Worker.objects.create(name="w1", queues=["media"])
+    clock = Clock()
+    for _ in range(5):
+        clock.pass_seconds(100)
+        claim = claims.claim_next("media", worker="w1")
+        assert claim is not None
+        Job.objects.filter(pk=claim.job_id).update(lease_until=None)
+    assert open_incidents() == set()
+
+
+def test_work_that_pauses_or_waits_for_a_slot_is_not_ready(alice: Account) -> None:
+    job = make_job(alice)
+    Job.objects.filter(pk=job.pk).update(run_after=Now() + timedelta(hours=1))
+    other = make_job(alice)
+    Job.objects.filter(pk=other.pk).update(ready_at=None)
+    clock = Clock()
+    clock.pass_seconds(0)
+    clock.pass_seconds(1000)
+    assert open_incidents() == set()
+
+
+def test_webhooks_nobody_sends_are_an_incident_and_failing_addresses_are_not(
+    alice: Account,
+) -> None:
+    event = WebhookEvent.objects.create(account=alice, mode="live", type="balance.low")
+    row = WebhookDelivery.objects.create(
+        event=event, url="https://a.example", lane="l", next_at=Now()
+    )
+    WebhookDelivery.objects.filter(pk=row.pk).update(
+        next_at=Now() - timedelta(minutes=5)
+    )
+    clock = Clock()
+    clock.pass_seconds(0)
+    clock.pass_seconds(121)
+    assert open_incidents() == {("queue_stuck", "webhook")}
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO jobs_webhooklane (key, failures_in_row) VALUES ('l', 3)"
+        )
+    clock.pass_seconds(121)
+    assert open_incidents() == set()
+
+
+# ----------------------------------------------------------------------- the workers
+
+
+def test_a_silent_worker_is_an_incident_until_it_speaks(db: None) -> None:
+    Worker.objects.create(name="gpu@one", queues=["gpu.wan2.2"])
+    Worker.objects.create(name="media@one", queues=["media"])
+    Worker.objects.filter(name="gpu@one").update(seen_at=Now() - timedelta(minutes=5))
+    watch.look_at_workers()
+    assert open_incidents() == {("worker_dead", "gpu@one")}
+    assert "gpu.wan2.2" in Incident.objects.get().text
+    Worker.objects.filter(name="gpu@one").update(seen_at=Now())
+    watch.look_at_workers()
+    assert open_incidents() == set()
+
+
+def test_a_worker_that_ends_as_it_should_is_no_incident(db: None) -> None:
+    Worker.objects.create(name="media@one", queues=["media"])
+    workers.leave("media@one")
+    watch.look_at_workers()
+    assert open_incidents() == set()
+    assert not Worker.objects.exists()
+    workers._left.clear()
+
+
+# -------------------------------------------------------------------------- the books
+
+
+def test_a_wallet_that_does_not_add_up_is_frozen_and_reported(alice: Account) -> None:
+    bob = make_account("bob", credits=5)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE billing_wallet SET available = available + 7"
+            " WHERE account_id = %s AND mode = 'live'",
+            [bob.pk],
+        )
+    watch.look_at_ledger()
+    assert open_incidents() == {("ledger_mismatch", f"{bob.pk} live")}
+    assert ledger.balance(account_id=bob.pk, mode="live").frozen
+    assert not ledger.balance(account_id=alice.pk, mode="live").frozen
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE billing_wallet SET available = available - 7"
+            " WHERE account_id = %s AND mode = 'live'",
+            [bob.pk],
+        )
+    watch.look_at_ledger()
+    assert open_incidents() == set()
+    # A person thaws it: what was wrong once is worth a look.
+    assert ledger.balance(account_id=bob.pk, mode="live").frozen
+
+
+# --------------------------------------------------------------------- the operator
+
+
+@pytest.fixture
+def told(receiver: Receiver, settings: Any) -> Receiver:
+    settings.OPERATOR_WEBHOOK_URL = receiver.url
+    settings.OPERATOR_WEBHOOK_SECRET = SECRET
+    return receiver
+
+
+def test_the_operator_is_told_of_the_beginning_and_the_end_once_each(
+    told: Receiver,
+) -> None:
+    incidents.report("queue_stuck", "media", "nothing was claimed", detail={"n": 1})
+    incidents.report("queue_stuck", "media", "still nothing was claimed")
+    assert alarms.tell_next()
+    assert not alarms.tell_next()
+    incidents.resolve("queue_stuck", "media", by="over")
+    assert alarms.tell_next()
+    assert not alarms.tell_next()
+    bodies = [
+        Webhook(SECRET).verify(call.body, call.headers)
+        and json.loads(call.body)  # the reference verifier accepts it
+        for call in told.calls
+    ]
+    assert [body["type"] for body in bodies] == [
+        "incident.opened",
+        "incident.resolved",
+    ]
+    assert bodies[0]["data"]["kind"] == "queue_stuck"
+    assert bodies[1]["data"]["resolved_at"]
+
+
+def test_what_was_not_taken_is_told_again(told: Receiver) -> None:
+    incidents.report("open_hold", "job", "credits are held")
+    told.statuses = [500]
+    with pytest.raises(alarms.NotTaken):
+        alarms.tell_next()
+    assert alarms.tell_next()
+    assert len(told.calls) == 2
+    assert told.calls[0].headers["webhook-id"] == told.calls[1].headers["webhook-id"]
+
+
+def test_telling_locks_no_row_that_a_report_needs(told: Receiver) -> None:
+    incidents.report("open_hold", "job", "credits are held")
+    told.hang_seconds = 0.2
+    assert alarms.tell_next()
+    incidents.report("open_hold", "job", "credits are still held")
+    assert Incident.objects.get().told_at is not None
