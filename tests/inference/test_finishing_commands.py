@@ -46,7 +46,9 @@ def test_a_finished_clip_gets_another_sound(render, tmp_path, capsys):
     heard = audio.read_track(second).samples
     spectrum = np.abs(np.fft.rfft(heard[:48_000, 0]))
     assert np.argmax(spectrum) == pytest.approx(1000, abs=2)
-    assert provenance.read_manifest(second).model == "motion"
+    read = provenance.read_manifest(second)
+    assert read is not None
+    assert read.model == "motion"
     assert main(["inspect", str(second)]) == 0
     assert "algorithmicallyEnhanced" in capsys.readouterr().out
 

@@ -76,7 +76,17 @@ def write_video(
     return path
 
 
-def read_sound(path: Path) -> tuple[Any, float | None]:
+def white_moments(path: Path) -> list[float]:
+    """Return when, in seconds, each white picture of the video is shown."""
+    with av.open(str(path)) as box:
+        return [
+            frame.time
+            for frame in box.decode(video=0)
+            if frame.time is not None and frame.to_ndarray(format="gray").mean() > 128
+        ]
+
+
+def read_sound(path: Path) -> tuple[Any, float]:
     """Return (samples by 2, float32, start in seconds) of the sound track, as played."""
     with av.open(str(path)) as box:
         resampler = av.AudioResampler(format="flt", layout="stereo", rate=RATE)
@@ -85,4 +95,5 @@ def read_sound(path: Path) -> tuple[Any, float | None]:
             start = frame.time if start is None else start
             pieces += [p.to_ndarray().reshape(-1, 2) for p in resampler.resample(frame)]
         pieces += [p.to_ndarray().reshape(-1, 2) for p in resampler.resample(None)]
+    assert start is not None
     return np.concatenate(pieces), start

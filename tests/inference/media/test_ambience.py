@@ -22,7 +22,7 @@ def _measure(scene, seed=3):
         "voice": float(power[(hertz > 200) & (hertz < 1000)].sum() / power.sum()),
         "high": float(power[hertz > 4000].sum() / power.sum()),
         "crest": float(np.abs(mono).max() / mono.std()),
-        "likeness": float(np.corrcoef(samples.T)[0, 1]),
+        "likeness": float(np.asarray(np.corrcoef(samples.T))[0, 1]),
     }
 
 

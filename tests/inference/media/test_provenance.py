@@ -25,10 +25,17 @@ def clip(tmp_path):
     return tmp_path / "clip.mp4"
 
 
-def _sign(clip, signer, **changes):
+def _sign(clip, signer, *, generated=True):
     target = clip.with_name("signed.mp4")
-    wish = {"model": "wan2.2-i2v", "reference": "job_7", "generated": True} | changes
-    return target, provenance.sign(clip, target, signer=signer, **wish)
+    told = provenance.sign(
+        clip,
+        target,
+        signer=signer,
+        model="wan2.2-i2v",
+        reference="job_7",
+        generated=generated,
+    )
+    return target, told
 
 
 @pytest.mark.parametrize(
@@ -38,6 +45,7 @@ def _sign(clip, signer, **changes):
 def test_a_file_says_who_made_it_and_how(clip, signer, generated, source_type):
     target, told = _sign(clip, signer, generated=generated)
     read = provenance.read_manifest(target)
+    assert read is not None
     assert read == told
     assert (read.model, read.reference, read.generator) == (
         "wan2.2-i2v",
@@ -76,6 +84,7 @@ def test_one_changed_bit_makes_it_invalid(clip, signer):
     data[-500] ^= 1
     target.write_bytes(data)
     read = provenance.read_manifest(target)
+    assert read is not None
     assert not read.valid
     assert "assertion.bmffHash.mismatch" in read.problems
 

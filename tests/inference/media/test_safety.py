@@ -149,6 +149,7 @@ def test_classifier_weights_from_a_folder_judge_pictures(weights, tmp_path):
         sample.keep(np.full((64, 64, 3), level, np.uint8))
         verdict = checks.frames(sample)
         assert verdict.flagged is flagged
+        assert verdict.score is not None
         assert 0 <= verdict.score <= 1
     assert checks.image(PHOTO).score is not None
 

@@ -96,6 +96,7 @@ def test_the_full_published_shapes_are_recognised():
         plus = RRDB(features=64, grow=32, blocks=23, scale=2)
     for module in (general, plus):
         again = upscale_models.build(module.state_dict())
+        assert again is not None
         assert {k: v.shape for k, v in again.state_dict().items()} == {
             k: v.shape for k, v in module.state_dict().items()
         }
