@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import av
 import httpx
@@ -59,11 +60,11 @@ def create(client: httpx.Client, **options: object) -> str:
 
 
 def frames_of(video: bytes) -> int:
-    with av.open(io.BytesIO(video)) as container:
+    with av.open(io.BytesIO(video), "r") as container:
         return sum(1 for _ in container.decode(video=0))
 
 
-def download(job: dict) -> bytes:
+def download(job: dict[str, Any]) -> bytes:
     response = httpx.get(job["video"]["url"], trust_env=False)
     assert response.status_code == 200
     return response.content

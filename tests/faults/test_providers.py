@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -172,7 +173,7 @@ def test_five_failures_open_the_breaker_and_one_probe_closes_it(fakes, alice):
     assert row.failures_in_row == 6  # and the pause has doubled
     rest_is_over(row)
     world.work("provider.novita")
-    row.refresh_from_db()
+    row = ProviderAccount.objects.get(pk=row.pk)
     assert (again(job).step, row.open_until) == ("await", None)
 
 
@@ -431,6 +432,7 @@ def test_a_bad_result_is_made_by_the_next_route_at_the_same_price(fakes, alice):
     assert again(job).status == "succeeded", job.error_detail
     assert job.charged_millicredits == quoted
     told = job.notes.filter(kind="route").last()
+    assert told is not None
     assert "novita: chosen" in told.text
     assert told.detail["left"] == "dashscope"
     # What each attempt cost is kept, the failed one's too.
@@ -458,7 +460,7 @@ def test_a_job_failed_there_is_sent_once_more_then_given_back(name, fake, alice)
 # ------------------------------------------------------------------ 36: callbacks
 
 
-def call_back(fake: FakeService, number: int = -1, **changes: bytes):
+def call_back(fake: FakeService, number: int = -1, **changes: bytes) -> Any:
     """Deliver the fake's callback about its last job where it was told to."""
     job = list(fake.jobs.values())[number]
     body, headers = fake.callback(job)
@@ -472,14 +474,14 @@ def call_back(fake: FakeService, number: int = -1, **changes: bytes):
 
 
 @pytest.fixture
-def calling(name: str, fakes: dict[str, FakeService]) -> FakeService:
+def calling(name: str, fakes: dict[str, FakeService]) -> Iterator[FakeService]:
     fake = world.forget(fakes[name])
     fake._undelivered = Nowhere()  # the test delivers, not the fake's courier
     yield fake
     fake._undelivered = []
 
 
-class Nowhere(list):
+class Nowhere(list[Any]):
     def append(self, job: object) -> None:
         return None
 

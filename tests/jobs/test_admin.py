@@ -134,7 +134,7 @@ def test_every_page_opens_on_few_queries_with_1000_rows(
     olga: Client, alice: Account
 ) -> None:
     crowd.make(alice)
-    wrong = []
+    wrong: list[tuple[object, ...]] = []
     for model, page in admin.site._registry.items():
         name = f"/admin/{model._meta.app_label}/{model._meta.model_name}/"
         row = model._default_manager.first()

@@ -100,6 +100,7 @@ def test_a_finished_job_goes_to_its_collector_and_a_running_one_waits(novita, al
     )
     assert running.step == "await"
     assert running.progress > 0
+    assert running.next_poll_at is not None
     wait = (running.next_poll_at - timezone.now()).total_seconds()
     assert 8 < wait < 11.1  # ten seconds, a tenth to either side
 

@@ -16,7 +16,7 @@ from django.db import connection
 from billing import keys, ledger, prices
 from billing.errors import InvalidKey
 from billing.models import Account, Member
-from jobs import account_deletion, intake, lifecycle, retention, routing, watch
+from jobs import account_deletion, context, intake, lifecycle, retention, routing, watch
 from jobs.models import (
     DeletionRecord,
     IdempotencyRecord,
@@ -48,7 +48,9 @@ def let_pass(job: Job, **ago: timedelta) -> Job:
         cursor.execute("SET LOCAL session_replication_role = replica")
         for name, age in ago.items():
             cursor.execute(
-                f"UPDATE jobs_job SET {name} = now() - %s WHERE id = %s", [age, job.pk]
+                f"UPDATE jobs_job SET {name} = now() - make_interval(secs => %s)"
+                " WHERE id = %s",
+                [age.total_seconds(), job.pk],
             )
         cursor.execute("SET LOCAL session_replication_role = origin")
     return Job.objects.get(pk=job.pk)
@@ -180,7 +182,7 @@ def test_what_may_still_be_wanted_is_not_swept(alice: Account, settings: Any) ->
     settings.ORPHAN_UNKNOWN_SECONDS = 0
     retention.sweep_all()
     assert unknown not in stored("")
-    retention.context.get().storage.delete([elsewhere, active])
+    context.get().storage.delete([elsewhere, active])
 
 
 # ----------------------------------------------------------------- a whole account
@@ -272,12 +274,10 @@ def test_a_restore_is_reconciled_with_storage_and_the_till(
     alice: Account, tmp_path: Path
 ) -> None:
     gone = succeeded(make_job(alice))
-    retention.context.get().storage.delete([gone.output["key"]])
+    context.get().storage.delete([gone.output["key"]])
     waiting = running(make_job(alice))
     lifecycle.let_go(waiting)
-    retention.context.get().storage.delete(
-        [f"{alice.pk}/{waiting.job_id}/in/1-image.png"]
-    )
+    context.get().storage.delete([f"{alice.pk}/{waiting.job_id}/in/1-image.png"])
     lost = store(f"{alice.pk}/00000000-0000-4000-8000-000000000000/out/1-a.mp4")
     till = tmp_path / "till.csv"
     till.write_text(f"payment_id,account_id,credits\npay_9,{alice.pk},25\n")
@@ -302,7 +302,7 @@ def test_a_restore_is_reconciled_with_storage_and_the_till(
 
     told = reconcile("--payments", str(till), "--repair")
     assert "[repaired]" not in told
-    retention.context.get().storage.delete([lost])
+    context.get().storage.delete([lost])
 
 
 def test_a_hold_of_a_job_that_has_ended_is_reported_and_settled(alice: Account) -> None:
