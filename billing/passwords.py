@@ -23,4 +23,5 @@ def make_one_time(user: AbstractBaseUser) -> None:
 
 def keep_own_password(user: AbstractBaseUser | AnonymousUser) -> None:
     """Note that the user has chosen the password."""
-    OneTimePassword.objects.filter(user__pk=user.pk).delete()
+    if user.pk is not None:
+        OneTimePassword.objects.filter(user_id=user.pk).delete()

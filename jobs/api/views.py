@@ -127,9 +127,9 @@ def _shown_in_refusals(rate: Mapping[str, str]) -> Iterator[None]:
         refused.headers = {**rate, **refused.headers}
         raise
     except billing_errors.MissingScope as error:
-        refused = Forbidden(str(error), code="missing_scope")
-        refused.headers = rate
-        raise refused from error
+        forbidden = Forbidden(str(error), code="missing_scope")
+        forbidden.headers = rate
+        raise forbidden from error
 
 
 def _answer(call: operations.Call, command: base.Command) -> WireResponse:
