@@ -214,7 +214,9 @@ def test_a_key_without_the_scope_is_refused(alice: Account, form: Format) -> Non
 
 
 @pytest.mark.parametrize(
-    "form", [one for one in FORMATS.values() if one.takes_any_model], ids=str
+    "form",
+    [one for one in FORMATS.values() if one.takes_any_model],
+    ids=lambda form: form.name,
 )
 def test_a_live_key_makes_any_live_model_and_needs_credits(
     alice: Account, form: Format
