@@ -12,7 +12,8 @@ from django.db.models.functions import Now
 from billing import keys, ledger
 from billing.errors import UnknownAccount
 from billing.ledger import TEST_REFILL
-from billing.models import Account, ApiKey, Member, Mode, Wallet
+from billing.models import Account as Account
+from billing.models import ApiKey, Member, Mode, Wallet
 from billing.plans import PlanTerms, find_plan, terms_of
 
 

@@ -47,10 +47,10 @@ from billing.models import (
     Entry,
     Hold,
     Mode,
-    Purchase,
     Transfer,
     Wallet,
 )
+from billing.models import Purchase as Purchase
 from billing.statements import Balance as Balance
 from billing.statements import Movement as Movement
 from billing.statements import balance as balance

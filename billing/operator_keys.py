@@ -17,7 +17,7 @@ from django.db.models.functions import Now
 
 from billing.errors import BadRequest, InvalidKey, UnknownKey
 from billing.keys import base62, checksum, digest_of
-from billing.models import OperatorKey
+from billing.models import OperatorKey as OperatorKey
 
 if TYPE_CHECKING:
     from django.contrib.auth.models import AbstractBaseUser

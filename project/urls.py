@@ -14,6 +14,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("readyz", health.readyz),
     path("metrics", metrics.metrics),
     path("admin/", admin.site.urls),
+    path("operator/v1/", include("jobs.operator.urls")),
 ]
 if find_spec("jobs.api.urls"):
     urlpatterns.append(path("", include("jobs.api.urls")))

@@ -1,0 +1,1 @@
+"""The operator API under ``/operator/v1``: selling credits and keys from another system."""
