@@ -18,6 +18,7 @@ COPY project project
 COPY billing billing
 COPY inference inference
 COPY jobs jobs
+COPY docs docs
 RUN python -m compileall -q project billing inference jobs
 
 USER zoetrope

@@ -225,7 +225,7 @@ REST_FRAMEWORK = {
 SPECTACULAR_SETTINGS = {
     "TITLE": "Zoetrope",
     "DESCRIPTION": "Still images in, videos out. Recipes are in "
-    "[the cookbook](/docs/cookbook).",
+    "[the guide](/docs/guide).",
     "VERSION": "1",
     "OAS_VERSION": "3.1.1",
     "SERVE_INCLUDE_SCHEMA": False,
@@ -233,7 +233,7 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "SWAGGER_UI_SETTINGS": {
         "deepLinking": True,
-        "docExpansion": "none",
+        "docExpansion": "list",
         "defaultModelsExpandDepth": 0,
         "persistAuthorization": False,
         "validatorUrl": None,  # it would send the document to somebody else

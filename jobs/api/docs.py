@@ -1,4 +1,4 @@
-"""The documentation pages: an index, the API page, one page per dialect, the cookbook.
+"""The documentation pages: an index, a guide, the API page, one page per dialect.
 
 Everything is served by ourselves and nothing runs inline, so the pages hold to a strict
 content policy. The OpenAPI document is made once per process.
@@ -31,7 +31,9 @@ API_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; connect-src 'self'; base-uri 'none'"
 )
-COOKBOOK = Path(__file__).with_name("cookbook.md")
+GUIDE = Path(__file__).with_name("guide.md")
+#: What finishing adds, for who has the repository; its lines are run in tests.
+COOKBOOK = settings.BASE_DIR / "docs" / "cookbook.md"
 
 
 @cache
@@ -80,7 +82,7 @@ def index(request: HttpRequest) -> HttpResponse:
 
 
 def dialect_page(request: HttpRequest, name: str) -> HttpResponse:
-    """`GET /docs/<dialect>` and `/docs/cookbook`."""
+    """`GET /docs/<dialect>`, `/docs/guide` and `/docs/cookbook`."""
     found = _html(name)
     if found is None:
         raise Http404
@@ -90,7 +92,9 @@ def dialect_page(request: HttpRequest, name: str) -> HttpResponse:
 
 @cache
 def _html(name: str) -> tuple[str, str] | None:
-    if name == "cookbook":
+    if name == "guide":
+        title, source = "Guide", GUIDE.read_text("utf-8")
+    elif name == "cookbook":
         title, source = "Cookbook", COOKBOOK.read_text("utf-8")
     elif name in DIALECTS and name != "native":
         title, source = load_dialect(name).title, pages.page(name)

@@ -87,7 +87,7 @@ def add_dialects(
 
 def _about(dialect: Dialect) -> str:
     if dialect.name == "native":
-        return "Our own API. Recipes: [the cookbook](/docs/cookbook)."
+        return "Our own API. Recipes: [the guide](/docs/guide)."
     return f"Works with that service's clients: [what differs](/docs/{dialect.name})."
 
 

@@ -7,13 +7,15 @@ no difference to it. Whatever goes wrong becomes an answer in the caller's diale
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import structlog
+from asgiref.sync import sync_to_async
+from django.core.handlers.asgi import ASGIRequest
 from django.db import InterfaceError, OperationalError
 from django.http import (
     HttpResponse,
@@ -113,7 +115,8 @@ def _serve(
             dialect=dialect, route=route, wire=wire, credential=credential
         )
         if route.operation is Operation.CONTENT:
-            return _stream(operations.content(call, cast("base.OneJob", command)))
+            found = operations.content(call, cast("base.OneJob", command))
+            return _stream(found, is_async=isinstance(request, ASGIRequest))
         answer = _answer(call, command)
     return _response(answer, rate if dialect.show_rate else {}, wire)
 
@@ -229,12 +232,20 @@ def _refusal(dialect: Dialect, refused: ApiError, wire: WireRequest) -> HttpResp
     return _response(answer, headers, wire)
 
 
-def _stream(content: operations.Content) -> HttpResponseBase:
-    response = StreamingHttpResponse(content.chunks, content_type=content.content_type)
+def _stream(content: operations.Content, *, is_async: bool) -> HttpResponseBase:
+    # Given a plain iterator, Django's ASGI side would hold the whole file in memory.
+    chunks = _one_by_one(content.chunks) if is_async else content.chunks
+    response = StreamingHttpResponse(chunks, content_type=content.content_type)
     response["Content-Length"] = str(content.size_bytes)
     response["Content-Disposition"] = f'attachment; filename="{content.filename}"'
     response["X-Content-Type-Options"] = "nosniff"
     return response
+
+
+async def _one_by_one(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    following = sync_to_async(partial(next, chunks, None), thread_sensitive=False)
+    while (chunk := await following()) is not None:
+        yield chunk
 
 
 # ---------------------------------------------------------------- everything else

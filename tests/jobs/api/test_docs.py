@@ -19,7 +19,13 @@ from tests.factories import make_account, make_key
 from tests.jobs.api.test_native import PICTURE
 
 NAMES = [name for name in DIALECTS if name != "native"]
-PAGES = ["/docs", "/docs/api", "/docs/cookbook", *(f"/docs/{name}" for name in NAMES)]
+PAGES = [
+    "/docs",
+    "/docs/api",
+    "/docs/guide",
+    "/docs/cookbook",
+    *(f"/docs/{name}" for name in NAMES),
+]
 
 
 def get(path: str) -> Any:
@@ -159,7 +165,8 @@ class TestPages:
     def test_the_index_names_every_page(self) -> None:
         text = get("/docs").content.decode()
         assert all(
-            f'href="/docs/{name}"' in text for name in [*NAMES, "cookbook", "api"]
+            f'href="/docs/{name}"' in text
+            for name in [*NAMES, "guide", "cookbook", "api"]
         )
 
     @pytest.mark.parametrize("name", NAMES)
