@@ -160,25 +160,34 @@ def _take(claim: Claim, job: Job) -> outside.Taken:
     if job.submit_sent_at is not None and job.provider_account is not None:
         # The same token goes to the same account.
         return outside.Taken(job.provider_account, is_probe=False)
-    name, asked = job.route["runner"], _asked(job)
+    name = job.route["runner"]
+    provider = outside.adapter(name)
     with transaction.atomic():
         taken = outside.take_account(
-            name, can=lambda account: outside.adapter(name).check(asked, account)
+            name, can=lambda account: provider.check(_asked(job, account), account)
         )
         lifecycle.record(claim, provider_account=taken.row)
     return taken
 
 
-def _asked(job: Job) -> base.ProviderJob:
+def _asked(job: Job, account: base.ProviderAccount) -> base.ProviderJob:
     """Return the order without what only the moment of sending knows."""
-    request = JobRequest.load(job.request)
     return outside.order(
-        request,
+        JobRequest.load(job.request),
         reference="asked",
         wire_model=job.route["profile"],
         provider=job.route["runner"],
-        audio_url=request.audio.url,
+        audio_url="checked and stored" if _may_hear(job, account) else None,
     )
+
+
+def _may_hear(job: Job, account: base.ProviderAccount) -> bool:
+    """Return whether the provider can fetch the customer's sound from our storage.
+
+    Where it cannot, the clip is made without and finishing puts the sound under it.
+    """
+    endpoint = settings.S3_PUBLIC_ENDPOINT_URL
+    return "audio" in job.inputs and base.reaches(account.base_url, endpoint)
 
 
 def _refused(claim: Claim, job: Job, error: ProviderError) -> None:
@@ -319,7 +328,9 @@ def _order(
         "provider": job.route["runner"],
         "size": size,
         "prompt": job.resolved.get("prompt"),
-        "audio_url": request.audio.url,
+        "audio_url": _link(job.inputs["audio"], world)
+        if _may_hear(job, account)
+        else None,
         "callback_url": _callback_url(job, provider, account),
     }
     canvas = provider.canvas(outside.order(request, **options), account)
@@ -339,17 +350,22 @@ def _picture(
 ) -> base.Picture:
     need = provider.capabilities.picture
     if need.form == "url":
-        link = world.storage.presign(entry["key"], seconds=INPUT_LINK_SECONDS)
-        return base.Picture(url=link)
+        return base.Picture(url=_link(entry, world))
     local = folder / Path(entry["key"]).name
     world.storage.get_file(entry["key"], local)
     return fit_picture(local, need, canvas)
+
+
+def _link(entry: Mapping[str, Any], world: Context) -> str:
+    return world.storage.presign(entry["key"], seconds=INPUT_LINK_SECONDS)
 
 
 def _callback_url(
     job: Job, provider: base.Provider, account: base.ProviderAccount
 ) -> str | None:
     if not provider.capabilities.callback_per_job or not settings.CALLBACKS:
+        return None
+    if not account.settings.get("callbacks", True):
         return None
     if not base.reaches(account.base_url, settings.PUBLIC_URL):
         return None
@@ -441,7 +457,7 @@ def _fetch(
         "key": key,
         "width": facts.width,
         "height": facts.height,
-        "has_customers_sound": _asked(job).audio_mode == "url",
+        "has_customers_sound": _asked(job, account).audio_mode == "url",
     }
 
 

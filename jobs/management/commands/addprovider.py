@@ -26,6 +26,15 @@ class Command(BaseCommand):
         parser.add_argument("provider", choices=sorted(registry.PROVIDERS))
         parser.add_argument("--name", default="main")
         parser.add_argument("--base-url", help="default: the provider's own")
+        parser.add_argument("--weight", type=int, default=100)
+        parser.add_argument("--concurrent-jobs", type=int, help="at most so many")
+        parser.add_argument(
+            "--setting",
+            action="append",
+            default=[],
+            metavar="NAME=VALUE",
+            help="an option of its adapter; the value is JSON, or else text",
+        )
         parser.add_argument(
             "--route",
             metavar="MODEL=WIRE_MODEL",
@@ -48,13 +57,30 @@ class Command(BaseCommand):
             defaults={
                 "base_url": options["base_url"] or adapter.default_base_url,
                 "credentials": json.dumps(kept),
+                "settings": dict(map(setting, options["setting"])),
+                "weight": options["weight"],
+                "concurrent_jobs": options["concurrent_jobs"],
                 "is_enabled": True,
                 "out_of_order_at": None,
+                "failures_in_row": 0,
+                "open_until": None,
+                "rest_until": None,
+                "last_error": "",
             },
         )
         if options["route"]:
             add_route(options["provider"], *options["route"].partition("=")[::2])
         self.stdout.write(f"{row} at {row.base_url}: {', '.join(sorted(kept))}")
+        if reason := outside.why_not(row):
+            self.stderr.write(f"it takes no job yet: {reason}")
+
+
+def setting(text: str) -> tuple[str, Any]:
+    name, _, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
 
 
 def add_route(provider: str, model: str, wire_model: str) -> None:
