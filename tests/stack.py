@@ -69,10 +69,11 @@ class LiveStack:
             **options,
         )
 
-    def manage(self, *args: str, check: bool = True) -> str:
+    def manage(self, *args: str, check: bool = True, stdin: str = "") -> str:
         done = subprocess.run(
             [sys.executable, str(ROOT / "manage.py"), *args],
             env=self.env,
+            input=stdin,
             capture_output=True,
             text=True,
             check=False,
@@ -145,7 +146,11 @@ def start(home: Path, **extra: str) -> LiveStack:
     # Not fixed ones: the web server shares its port with another run's (SO_REUSEPORT).
     ports = {"PORT": str(free_port()), "FLOWER_PORT": str(free_port())}
     env |= {"ZOETROPE_HOME": str(home), **ports}
-    env |= FAST | extra
+    # Chosen here, so that one copy of Zoetrope may read what another signed.
+    storage = free_port()
+    state.write(home / "ports.json", {"s3": str(storage)})
+    may_reach = [extra.pop("EGRESS_ALLOW_HOSTS", ""), f"127.0.0.1:{storage}"]
+    env |= FAST | extra | {"EGRESS_ALLOW_HOSTS": ",".join(filter(None, may_reach))}
     log = home / "up.log"
     with log.open("w") as out:
         process = subprocess.Popen(
