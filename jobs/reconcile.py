@@ -256,12 +256,6 @@ def vanished(job: Job) -> None:
 # ------------------------------------------------------ what an operator may decide
 
 
-def settle_as_found(job: Job, provider_id: str, *, actor: str) -> bool:
-    """An operator found the job at the provider under this id."""
-    lifecycle.note(job.pk, "reconcile", f"found as {provider_id}", actor=actor)
-    return was_found(job.pk, provider_id, token=job.submit_token)
-
-
 def settle_as_absent(job: Job, *, actor: str) -> None:
     """An operator made sure that the provider has no such job: send it again."""
     lifecycle.note(job.pk, "reconcile", "not at the provider", actor=actor)

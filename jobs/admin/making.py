@@ -11,7 +11,8 @@ from django import forms
 from django.conf import settings
 from django.contrib import admin
 from django.core.exceptions import ValidationError
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
+from django.urls import path
 from django.utils import timezone
 from django.utils.html import format_html
 from unfold.admin import TabularInline
@@ -30,6 +31,7 @@ from billing.admin import NoDelete, ReadOnly
 from inference.catalogue import MODELS
 from inference.registry import PROVIDERS
 from jobs import context, effects, incidents, outside, routing
+from jobs.admin import margin
 from jobs.models import (
     Effect,
     EffectVersion,
@@ -80,6 +82,17 @@ class RouteAdmin(NoDelete, ReasonedAdmin):
     )
     list_filter = ("kind", "is_enabled", "simulates", "runner")
     search_fields = ("model", "name", "runner", "profile")
+
+    def get_urls(self) -> list[Any]:
+        return [
+            path(
+                "margin/", self.admin_site.admin_view(self.margin), name="jobs_margin"
+            ),
+            *super().get_urls(),
+        ]
+
+    def margin(self, request: HttpRequest) -> HttpResponse:
+        return margin.page(request, given=self.admin_site.each_context(request))
 
     @admin.display(description="our cost a job", ordering="cost_microdollars")
     def cost(self, route: Route) -> str:
@@ -169,14 +182,8 @@ class ProviderAccountForm(ReasonedModelForm):
 
 
 def _reset(row: ProviderAccount, deed: Deed) -> str:
-    ProviderAccount.objects.filter(pk=row.pk).update(
-        is_enabled=True,
-        out_of_order_at=None,
-        failures_in_row=0,
-        open_until=None,
-        rest_until=None,
-    )
-    incidents.resolve("provider_account", str(row), by=deed.actor)
+    ProviderAccount.objects.filter(pk=row.pk).update(is_enabled=True)
+    outside.back_in_order(row.pk, by=deed.actor)
     routing.forget()
     return "used again from now on."
 

@@ -20,7 +20,7 @@ from django.test import Client
 
 from billing.models import Account, Hold
 from inference.providers import transport
-from jobs import housekeeper, lifecycle, outside, reconcile
+from jobs import housekeeper, lifecycle, outside, provider_steps, reconcile
 from jobs.models import Attempt, Incident, Job, ProviderAccount, ProviderErrand
 from tests.factories import make_account, make_key
 from tests.fakes import FakeService
@@ -250,9 +250,21 @@ def test_a_person_may_settle_what_nothing_proves(name, fake, alice):
     world.enter(fake)
     fake.script("submit", "lost")
     job = world.submitted(alice, name)
-    assert reconcile.settle_as_found(job, next(iter(fake.jobs)), actor="olga")
+    there = next(iter(fake.jobs))
+    assert provider_steps.was_found(job.pk, there, token=job.submit_token)
     world.finish(fake)
     assert again(job).status == "succeeded", job.error_detail
+
+
+@pytest.mark.parametrize("name", BLIND)
+def test_a_person_who_finds_nothing_there_has_it_sent_again(name, fake, alice):
+    world.enter(fake)
+    fake.script("submit", "refuse")
+    job = world.submitted(alice, name)
+    reconcile.settle_as_absent(job, actor="olga")
+    assert (again(job).step, job.submit_sent_at) == ("submit", None)
+    world.work(f"provider.{name}")
+    assert (again(job).step, len(fake.jobs)) == ("await", 1)
 
 
 @pytest.mark.parametrize("name", ["dashscope", "openai_videos"])

@@ -6,7 +6,11 @@ import io
 from datetime import UTC, datetime
 
 import pytest
+from django.contrib.auth import get_user_model
+from django.core.management import call_command
 from django.db.models.functions import Now
+from django.test import Client
+from django.urls import reverse
 
 from jobs import margin
 from jobs.models import Job, Route
@@ -88,3 +92,35 @@ def test_an_unknown_group_is_refused():
 def test_a_name_is_never_a_formula():
     line = margin.Line(("=1+1",), 1, 1, 0, 0, 0, 0.0)
     assert next(margin.rows([line]))[0] == "'=1+1"
+
+
+@pytest.fixture
+def olga(client: Client) -> Client:
+    client.force_login(
+        get_user_model().objects.create_superuser("olga"),
+        backend="django.contrib.auth.backends.ModelBackend",
+    )
+    return client
+
+
+def test_an_operator_sees_the_report_and_takes_it_along(jobs, olga):
+    path = reverse("admin:jobs_margin")
+    page = olga.get(path, {"by": ["provider", "model"]}).content.decode()
+    assert "motion" in page
+    assert "0.018200" in page
+    file = olga.get(path, {"by": "account", "format": "csv"})
+    assert file["Content-Type"].startswith("text/csv")
+    assert str(jobs[0].account_id) in file.content.decode()
+    # Whatever stands in the address, only known groups reach the database.
+    assert olga.get(path, {"by": "x; DROP TABLE", "since": "?"}).status_code == 200
+
+
+def test_nobody_else_sees_it(jobs, client):
+    assert client.get(reverse("admin:jobs_margin")).status_code == 302
+
+
+def test_the_report_is_a_command_too(jobs, capsys):
+    call_command("margin", by=["model"])
+    head, row, *_ = capsys.readouterr().out.splitlines()
+    assert head.startswith("model,jobs")
+    assert row.startswith("motion,3,2")
