@@ -92,6 +92,7 @@ UNFOLD: dict[str, Any] = {
                     _list("LoRAs", "tune", "jobs_lora"),
                     _list("Provider accounts", "hub", "jobs_provideraccount"),
                     _list("Workers", "memory", "jobs_worker"),
+                    _item("Margin", "query_stats", "jobs_margin"),
                 ],
             },
             {
