@@ -36,6 +36,13 @@ UNFOLD: dict[str, Any] = {
     "SITE_HEADER": "Zoetrope",
     "SITE_SYMBOL": "motion_mode",
     "SITE_URL": "/docs",
+    "SITE_FAVICONS": [
+        {
+            "rel": "icon",
+            "type": "image/svg+xml",
+            "href": lambda request: static("zoetrope/icon.svg"),
+        }
+    ],
     "SHOW_HISTORY": True,
     "SHOW_VIEW_ON_SITE": False,
     "COLORS": {"primary": _PRIMARY},

@@ -90,6 +90,8 @@ class CodeForm(forms.Form):
 class OperatorSite(UnfoldAdminSite):
     """The admin site under `/admin/`."""
 
+    index_title = "Dashboard"
+
     def has_permission(self, request: HttpRequest) -> bool:
         return bool(super().has_permission(request)) and _is_verified(request)
 

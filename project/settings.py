@@ -161,6 +161,7 @@ WHITENOISE_USE_FINDERS = True  # assets are served from the packages; nothing to
 LANGUAGE_CODE = "en"
 TIME_ZONE = "UTC"
 USE_I18N = False
+FORMAT_MODULE_PATH = "project.formats"
 USE_TZ = True
 
 # --- Database -------------------------------------------------------------------------

@@ -186,7 +186,9 @@ ACTS = (
         is_dangerous=True,
         refusals=REFUSALS,
         fits=lambda job: (
-            Status(job.status).is_terminal and job.files_deleted_at is None
+            Status(job.status).is_terminal
+            and job.files_deleted_at is None
+            and bool(retention.keys_of(job))
         ),
     ),
 )

@@ -189,8 +189,12 @@ def _facts(job: Job) -> list[tuple[str, Any, str]]:
         ("Quoted", f"{job.quoted_millicredits / 1000:g} credits", ""),
         ("Charged", f"{job.charged_millicredits / 1000:g} credits", ""),
         ("Given back", f"{job.refunded_millicredits / 1000:g} credits", ""),
-        ("Our cost", f"${job.cost_microdollars / 1e6:.4f}", ""),
-        ("Work", f"{job.work_seconds:.1f} s", ""),
+        (
+            "Our cost",
+            job.cost_microdollars and f"${job.cost_microdollars / 1e6:.4f}",
+            "",
+        ),
+        ("Work", job.work_seconds and f"{job.work_seconds:.1f} s", ""),
         ("Price version", job.price_version, ""),
         ("Files until", job.files_expire_at, ""),
         ("Files deleted", job.files_deleted_at, ""),
@@ -220,7 +224,7 @@ def _shown(values: dict[str, Any]) -> list[tuple[str, str]]:
             name.replace("_", " "),
             value if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
         )
-        for name, value in values.items()
+        for name, value in sorted(values.items())
     ]
 
 

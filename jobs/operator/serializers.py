@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
+from drf_spectacular.extensions import OpenApiSerializerExtension
 from drf_spectacular.utils import extend_schema_field, inline_serializer
 from rest_framework import serializers
 
@@ -22,6 +23,11 @@ CREDITS_MAX = 10**9
 class Text(serializers.CharField):
     """A string, and nothing that could be made one."""
 
+    def __init__(self, **options: Any) -> None:
+        if not options.get("allow_blank"):
+            options.setdefault("min_length", 1)
+        super().__init__(**options)
+
     def to_internal_value(self, data: Any) -> str:
         if not isinstance(data, str):
             self.fail("invalid")
@@ -33,6 +39,18 @@ class Truth(serializers.BooleanField):
         if not isinstance(data, bool):
             self.fail("invalid", input=data)
         return data
+
+
+class Number(serializers.FloatField):
+    def to_internal_value(self, data: Any) -> float:
+        if isinstance(data, bool) or not isinstance(data, int | float):
+            self.fail("invalid")
+        return super().to_internal_value(data)
+
+
+def in_the_future(time: datetime) -> None:
+    if time <= datetime.now(UTC):
+        raise serializers.ValidationError("Must lie in the future.")
 
 
 class Moment(serializers.DateTimeField):
@@ -61,9 +79,7 @@ class Credits(serializers.Field):  # type: ignore[type-arg]
         "range": f"Must be from {{low}} to {CREDITS_MAX}.",
     }
 
-    def __init__(self, *, low: str = "0", **options: Any) -> None:
-        self.low = Decimal(low)
-        super().__init__(**options)
+    low = Decimal(0)
 
     def to_internal_value(self, data: Any) -> int:
         if isinstance(data, bool) or not isinstance(data, int | float):
@@ -79,6 +95,15 @@ class Credits(serializers.Field):  # type: ignore[type-arg]
         return value / 1000
 
 
+@extend_schema_field(
+    {"type": "number", "minimum": 0.001, "maximum": CREDITS_MAX, "multipleOf": 0.001}
+)
+class SomeCredits(Credits):
+    """More than nothing."""
+
+    low = Decimal("0.001")
+
+
 class Strict(serializers.Serializer):  # type: ignore[type-arg]
     """Refuses fields it does not know."""
 
@@ -91,6 +116,19 @@ class Strict(serializers.Serializer):  # type: ignore[type-arg]
                     {unknown[0]: [f"Unknown field; known: {known}."]}
                 )
         return super().to_internal_value(data)
+
+
+class _StrictShape(OpenApiSerializerExtension):  # type: ignore[no-untyped-call]
+    """Says in the OpenAPI document that unknown fields are refused."""
+
+    target_class = Strict
+    match_subclasses = True
+
+    def map_serializer(self, auto_schema: Any, direction: str) -> dict[str, Any]:
+        shape: dict[str, Any] = auto_schema._map_serializer(
+            self.target, direction, bypass_extensions=True
+        )
+        return {**shape, "additionalProperties": False}
 
 
 # ---------------------------------------------------------------------------- accounts
@@ -116,7 +154,7 @@ class AccountChange(Strict):
     reason = Text(max_length=300, default="by the operator API")
 
 
-class Balance(serializers.Serializer):  # type: ignore[type-arg]
+class OperatorBalance(serializers.Serializer):  # type: ignore[type-arg]
     available_credits = serializers.FloatField()
     held_credits = serializers.FloatField()
     debt_credits = serializers.FloatField()
@@ -134,8 +172,8 @@ class AccountOut(serializers.Serializer):  # type: ignore[type-arg]
     daily_spend_cap_credits = serializers.FloatField(allow_null=True)
     created_at = serializers.DateTimeField()
     deleted_at = serializers.DateTimeField(allow_null=True)
-    live = Balance()
-    test = Balance()
+    live = OperatorBalance()
+    test = OperatorBalance()
 
 
 AccountPage = inline_serializer(
@@ -164,12 +202,10 @@ class NewGrant(Strict):
         help_text="Of your payment system. One payment is credited once, whatever is "
         "repeated.",
     )
-    credits = Credits(low="0.001")
+    credits = SomeCredits()
     mode = serializers.ChoiceField(choices=MODES, default="live")
-    expires_at = Moment(required=False, allow_null=True)
-    paid_amount = serializers.FloatField(
-        required=False, allow_null=True, min_value=0, max_value=10**9
-    )
+    expires_at = Moment(required=False, allow_null=True, validators=[in_the_future])
+    paid_amount = Number(required=False, allow_null=True, min_value=0, max_value=10**9)
     paid_currency = serializers.RegexField(
         r"^[A-Z]{3}\Z", required=False, help_text="ISO 4217, such as EUR."
     )
@@ -207,7 +243,7 @@ class NewKey(Strict):
         default=["jobs:write", "jobs:read", "billing:read"],
     )
     name = Text(max_length=100, default="", allow_blank=True)
-    expires_at = Moment(required=False, allow_null=True)
+    expires_at = Moment(required=False, allow_null=True, validators=[in_the_future])
     daily_spend_cap_credits = Credits(required=False, allow_null=True)
 
 
@@ -283,7 +319,7 @@ class FieldError(serializers.Serializer):  # type: ignore[type-arg]
 
 #: RFC 9457.
 Problem = inline_serializer(
-    "Problem",
+    "OperatorProblem",
     {
         "type": serializers.URLField(),
         "title": serializers.CharField(),

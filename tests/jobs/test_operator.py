@@ -320,6 +320,16 @@ BAD_BODIES: list[tuple[str, Any, str]] = [
     ("A/grants", {"payment_id": "p", "credits": 1, "expires_at": "soon"}, "expires_at"),
     (
         "A/grants",
+        {"payment_id": "p", "credits": 1, "paid_amount": False},
+        "paid_amount",
+    ),
+    (
+        "A/grants",
+        {"payment_id": "p", "credits": 1, "expires_at": "2020-01-01T00:00:00Z"},
+        "expires_at",
+    ),
+    (
+        "A/grants",
         {"payment_id": "p", "credits": 1, "paid_currency": "euro"},
         "paid_currency",
     ),

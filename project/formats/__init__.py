@@ -1,0 +1,1 @@
+"""How dates look on the operators' pages, by language (Django's FORMAT_MODULE_PATH)."""
