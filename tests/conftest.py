@@ -72,6 +72,10 @@ def s3_address() -> dict[str, str]:
     for name, value in address.items():
         setattr(django_settings, name, value)
     django_settings.S3_PUBLIC_ENDPOINT_URL = address["S3_ENDPOINT_URL"]
+    from jobs import context
+
+    # A test before this one may have made a context that knows no storage yet.
+    context.get.cache_clear()
     return address
 
 
