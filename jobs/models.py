@@ -174,6 +174,8 @@ class Job(models.Model):
             models.Index(
                 fields=["account", "mode", "-created_at", "-id"], name="job_of_account"
             ),
+            # Operators' lists go over all accounts.
+            models.Index(fields=["-created_at", "-id"], name="job_newest"),
             models.Index(
                 fields=["provider_account", "next_poll_at"],
                 name="job_at_provider",

@@ -20,6 +20,8 @@ from billing.acting import ActingAdmin
 from billing.admin import ReadOnly
 from jobs import context
 from jobs.admin import job_acts
+from jobs.admin.filters import MODES, known_queues, one_of
+from jobs.dialects import DIALECTS
 from jobs.models import Job, WebhookDelivery
 from jobs.states import Status
 
@@ -71,7 +73,14 @@ class JobAdmin(ReadOnly, ActingAdmin):
         "created_at",
     )
     list_display_links = ("short_id",)
-    list_filter = ("status", "step", "mode", "kind", "dialect", "queue")
+    list_filter = (
+        "status",
+        "step",
+        one_of("mode", MODES),
+        one_of("kind", ("video", "audio")),
+        one_of("dialect", DIALECTS),
+        one_of("queue", known_queues),
+    )
     list_select_related = ("account",)
     search_fields = ("public_id",)
     search_help_text = "A job's, account's or provider's id, or an account's name"

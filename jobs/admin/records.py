@@ -12,6 +12,7 @@ from unfold.decorators import display
 from billing.acting import Act, ActingAdmin, Deed, Refused
 from billing.admin import ReadOnly
 from jobs import incidents
+from jobs.admin.filters import one_of
 from jobs.models import (
     Attempt,
     DeletionRecord,
@@ -105,7 +106,10 @@ class AttemptAdmin(ReadOnly, ModelAdmin):
         "started_at",
         "ended_at",
     )
-    list_filter = ("step", "outcome")
+    list_filter = (
+        "step",
+        one_of("outcome", ("ok", "failed", "lost", "released", "stopped", "canceled")),
+    )
     list_select_related = ("job",)
     search_fields = ("job__id", "worker", "error_code")
     ordering = ("-id",)
@@ -115,7 +119,7 @@ class AttemptAdmin(ReadOnly, ModelAdmin):
 @admin.register(JobNote)
 class JobNoteAdmin(ReadOnly, ModelAdmin):
     list_display = ("at", "job", "kind", "text", "actor")
-    list_filter = ("kind",)
+    list_filter = (one_of("kind", ("route", "operator", "refund", "reconcile")),)
     list_select_related = ("job",)
     search_fields = ("job__id", "actor", "text")
     ordering = ("-id",)

@@ -11,7 +11,8 @@ from unfold.decorators import display
 
 from billing.acting import Act, ActingAdmin, Deed, Refused
 from billing.admin import ReadOnly
-from jobs import webhooks
+from jobs import deliveries, webhooks
+from jobs.admin.filters import MODES, one_of
 from jobs.models import (
     WebhookDelivery,
     WebhookEndpoint,
@@ -45,7 +46,7 @@ class WebhookEndpointAdmin(ReadOnly, ActingAdmin):
     """Secrets are never shown, to nobody."""
 
     list_display = ("url", "account", "mode", "is_enabled", "disabled_reason")
-    list_filter = ("mode", "is_enabled")
+    list_filter = (one_of("mode", MODES), "is_enabled")
     list_select_related = ("account",)
     search_fields = ("url", "account__name")
     fields = (
@@ -92,7 +93,11 @@ class WebhookDeliveryAdmin(ReadOnly, ActingAdmin):
         "next_at",
         "delivered_at",
     )
-    list_filter = ("state", "format", "event__type")
+    list_filter = (
+        "state",
+        one_of("format", deliveries.SCHEDULES),
+        one_of("event__type", webhooks.TYPES),
+    )
     list_select_related = ("event",)
     search_fields = ("url", "event__id")
     show_full_result_count = False
@@ -144,7 +149,7 @@ class WebhookDeliveryAdmin(ReadOnly, ActingAdmin):
 @admin.register(WebhookEvent)
 class WebhookEventAdmin(ReadOnly, ModelAdmin):
     list_display = ("id", "type", "account", "mode", "job", "created_at")
-    list_filter = ("type", "mode")
+    list_filter = (one_of("type", webhooks.TYPES), one_of("mode", MODES))
     list_select_related = ("account", "job")
     search_fields = ("id", "account__name")
     show_full_result_count = False

@@ -23,11 +23,12 @@ from django.test.utils import CaptureQueriesContext
 
 from billing import keys, ledger, operator_keys, prices
 from billing.errors import InvalidKey
-from billing.models import Account, Entry, PriceRow, Transfer
+from billing.models import Account, Entry, Plan, PriceRow, Transfer
 from inference.contracts import Artifact
 from inference.errors import RenderError
-from jobs import claims, incidents, lifecycle, routing
+from jobs import claims, effects, incidents, lifecycle, routing
 from jobs.models import (
+    Effect,
     Incident,
     Job,
     ModelAlias,
@@ -570,3 +571,60 @@ def test_a_statement_runs_no_formula(olga: Client, alice: Account) -> None:
     assert rows[1]["reference"] == "'=HYPERLINK(1)"
     assert rows[1]["actor"] == "'@SUM(1)"
     assert rows[1]["reason"].startswith("'+cmd")
+
+
+def test_an_effects_new_words_are_a_new_version(olga: Client) -> None:
+    effects.install()
+    effect = Effect.objects.first()
+    assert effect is not None
+    first = effect.current
+    form = {
+        "code": effect.code,
+        "name": effect.name,
+        "description": effect.description,
+        "is_enabled": "on",
+        "rank": effect.rank,
+        "plans": "[]",
+        "for_models": "[]",
+        "prompt": "the camera circles slowly",
+        "negative_prompt": "",
+        "parameters": "{}",
+        "loras": "[]",
+        "reason": "nicer",
+        "versions-TOTAL_FORMS": 0,
+        "versions-INITIAL_FORMS": 0,
+    }
+    url = f"/admin/jobs/effect/{effect.pk}/change/"
+    answer = olga.post(url, form)
+    assert answer.status_code == 302, answer.context["errors"]
+    assert effect.current.version == first.version + 1
+    assert effect.current.prompt == "the camera circles slowly"
+    first.refresh_from_db()
+    assert first.prompt != "the camera circles slowly"
+    assert "nicer" in written_down(effect)
+    wrong = olga.post(url, {**form, "parameters": '{"no-such-model": {}}'})
+    assert "There is no model" in wrong.content.decode()
+
+
+def test_an_edited_plan_says_why(olga: Client) -> None:
+    from django.forms import model_to_dict
+
+    form = {k: v for k, v in model_to_dict(Plan.objects.get(pk="pro")).items() if v}
+    form |= {"max_running": 7, "monthly_videos": "{}"}
+    url = "/admin/billing/plan/pro/change/"
+    assert olga.post(url, form).status_code == 200
+    answer = olga.post(url, {**form, "reason": "more GPUs"})
+    assert answer.status_code == 302, answer.context["errors"]
+    assert Plan.objects.get(pk="pro").max_running == 7
+    assert "more GPUs" in written_down(Plan.objects.get(pk="pro"))
+
+
+def test_an_account_is_deleted_from_its_page(
+    olga: Client, alice: Account, s3: str
+) -> None:
+    make_job(alice, prompt="a secret")
+    act(olga, alice, "delete_account", "asked to be forgotten")
+    alice.refresh_from_db()
+    assert alice.deleted_at is not None
+    assert Job.objects.get().request["prompt"] == ""
+    assert "asked to be forgotten" in written_down(alice)
