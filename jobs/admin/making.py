@@ -17,7 +17,7 @@ from django.utils import timezone
 from django.utils.html import format_html
 from unfold.admin import TabularInline
 from unfold.decorators import display
-from unfold.widgets import UnfoldAdminTextareaWidget
+from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextareaWidget
 
 from billing.acting import (
     Act,
@@ -143,7 +143,10 @@ class ModelAliasAdmin(ReasonedAdmin):
 class ProviderAccountForm(ReasonedModelForm):
     """Credentials go in and never come out."""
 
-    provider = forms.ChoiceField(choices=[(name, name) for name in sorted(PROVIDERS)])
+    provider = forms.ChoiceField(
+        choices=[(name, name) for name in sorted(PROVIDERS)],
+        widget=UnfoldAdminSelectWidget(),
+    )
     new_credentials = forms.CharField(
         required=False,
         widget=UnfoldAdminTextareaWidget(attrs={"rows": 3, "autocomplete": "off"}),
