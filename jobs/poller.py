@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from typing import Final, TypeVar
 from uuid import UUID
@@ -62,21 +63,25 @@ _TAKE = """
 UPDATE jobs_job j SET next_poll_at = now() + make_interval(secs => %(hold)s)
   FROM unnest(%(accounts)s::bigint[], %(limits)s::int[]) AS line(account, most)
  CROSS JOIN LATERAL (
-       SELECT id FROM jobs_job
+       SELECT id, next_poll_at FROM jobs_job
         WHERE provider_account_id = line.account AND status = 'running'
           AND next_poll_at <= now() AND step = 'await'
         ORDER BY next_poll_at LIMIT line.most
         FOR NO KEY UPDATE SKIP LOCKED) due
  WHERE j.id = due.id
-RETURNING j.provider_account_id, j.id, j.provider_job_id
+RETURNING j.provider_account_id, j.id, j.provider_job_id, due.next_poll_at
 """
+# Counted from when the job was due, so that our own delays do not add up; but not from
+# long ago, else all would be asked twice after an outage.
 _AFTERWARDS = """
 UPDATE jobs_job j
-   SET next_poll_at = now() + make_interval(secs => seen.wait),
+   SET next_poll_at = greatest(seen.due, now() - make_interval(secs => seen.wait / 2))
+                      + make_interval(secs => seen.wait),
        poll_failures = CASE WHEN seen.known THEN 0 ELSE j.poll_failures + 1 END,
        progress = greatest(j.progress, coalesce(seen.progress, 0))
-  FROM unnest(%(ids)s::uuid[], %(waits)s::float8[], %(known)s::bool[],
-              %(progress)s::float8[]) AS seen(id, wait, known, progress)
+  FROM unnest(%(ids)s::uuid[], %(dues)s::timestamptz[], %(waits)s::float8[],
+              %(known)s::bool[], %(progress)s::float8[])
+       AS seen(id, due, wait, known, progress)
  WHERE j.id = seen.id AND j.step = 'await' AND j.status = 'running'
 """
 
@@ -85,6 +90,17 @@ UPDATE jobs_job j
 class Due:
     job_id: UUID
     provider_id: str
+    at: datetime
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was learned of a job that goes on: when to ask again, and how far it is."""
+
+    due: Due
+    wait_seconds: float
+    is_known: bool = True
+    progress: float | None = None
 
 
 @dataclass
@@ -156,7 +172,7 @@ class Poller:
         self._looking: asyncio.Future[None] | None = None
         self._lines: dict[int, Line] = {}
         self._counted_at = float("-inf")
-        self._answers: list[tuple[UUID, float, bool, float | None]] = []
+        self._answers: list[Answer] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self.polls = 0
 
@@ -238,9 +254,7 @@ class Poller:
             )
         except ProviderError as error:
             # Nothing was learned of the jobs; they are asked about again in their turn.
-            self._answers += [
-                (due.job_id, line.wait_seconds(), True, None) for due in jobs
-            ]
+            self._answers += [Answer(due, line.wait_seconds()) for due in jobs]
             if line.failed(error):
                 await self._db(partial(outside.went_wrong, line.row.pk, error))
             return
@@ -261,7 +275,7 @@ class Poller:
             case "queued" | "running" | "unknown":
                 known = status.state != "unknown"
                 wait = line.wait_seconds()
-                self._answers.append((due.job_id, wait, known, status.progress))
+                self._answers.append(Answer(due, wait, known, status.progress))
 
     # ----------------------------------------------------------------- database
 
@@ -276,23 +290,22 @@ class Poller:
         answers, self._answers = self._answers, []
         if not answers:
             return
-        ids, waits, known, progress = zip(*answers, strict=True)
         with connection.cursor() as cursor:
             cursor.execute(
                 _AFTERWARDS,
                 {
-                    "ids": list(ids),
-                    "waits": list(waits),
-                    "known": list(known),
-                    "progress": list(progress),
+                    "ids": [answer.due.job_id for answer in answers],
+                    "dues": [answer.due.at for answer in answers],
+                    "waits": [answer.wait_seconds for answer in answers],
+                    "known": [answer.is_known for answer in answers],
+                    "progress": [answer.progress for answer in answers],
                 },
             )
-        if all(known):
+        unknown = [a.due.job_id for a in answers if not a.is_known]
+        if not unknown:
             return
         for job in Job.objects.filter(
-            pk__in=[i for i, _, k, _ in answers if not k],
-            step=Step.AWAIT,
-            poll_failures__gte=UNKNOWN_LOOKS,
+            pk__in=unknown, step=Step.AWAIT, poll_failures__gte=UNKNOWN_LOOKS
         ):
             reconcile.vanished(job)
 
@@ -341,8 +354,8 @@ def _take(budget: Mapping[int, int]) -> Mapping[int, list[Due]]:
         )
         rows = cursor.fetchall()
     due: dict[int, list[Due]] = defaultdict(list)
-    for account_id, job_id, provider_id in rows:
-        due[account_id].append(Due(job_id, provider_id))
+    for account_id, *facts in rows:
+        due[account_id].append(Due(*facts))
     return due
 
 

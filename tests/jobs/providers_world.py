@@ -258,7 +258,7 @@ def put_out(
             ready_at=timezone.now(),
             provider_account=row,
             provider_job_id=one,
-            **{"next_poll_at": timezone.now() - timedelta(seconds=60), **fields},
+            **{"next_poll_at": timezone.now(), **fields},
         )
         for one in ids
     )

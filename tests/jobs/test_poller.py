@@ -102,7 +102,7 @@ def test_a_finished_job_goes_to_its_collector_and_a_running_one_waits(novita, al
     assert running.progress > 0
     assert running.next_poll_at is not None
     wait = (running.next_poll_at - timezone.now()).total_seconds()
-    assert 8 < wait < 11.1  # ten seconds, a tenth to either side
+    assert 7.5 < wait < 11.1  # ten seconds since it was due, a tenth to either side
 
 
 def test_no_account_is_asked_faster_than_its_rate(novita, alice):
@@ -122,6 +122,7 @@ def test_where_the_rate_is_too_low_all_wait_evenly_longer_and_it_shows(novita, a
         Job.objects.filter(pk=job.pk).update(
             next_poll_at=Now() - timedelta(seconds=number)
         )
+    # Nobody's turn comes sooner because others were asked late.
     ask()
     row.refresh_from_db()
     assert row.poll_interval_seconds == 20  # 40 jobs at 2 a second, not 5 s
@@ -130,7 +131,7 @@ def test_where_the_rate_is_too_low_all_wait_evenly_longer_and_it_shows(novita, a
     for wait in Job.objects.filter(pk__in=asked).annotate(
         wait=F("next_poll_at") - Now()
     ):
-        assert 17 < wait.wait.total_seconds() < 22.1
+        assert 7 < wait.wait.total_seconds() < 12.1  # from when it was due
 
 
 def test_two_pollers_never_ask_about_the_same_job(akool, alice):
