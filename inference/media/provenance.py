@@ -8,6 +8,7 @@ or with a development one made on first start; then readers answer "Valid" and
 
 from __future__ import annotations
 
+import fcntl
 import datetime
 import json
 import os
@@ -111,24 +112,18 @@ def credential(options: Mapping[str, Any], *, home: Path) -> Credential:
 def development_credential(folder: Path) -> Credential:
     """Return the credential in ``folder``, making it when absent or nearly expired.
 
-    Safe when several processes start at once: one of them wins, all use its files.
+    Safe when several processes start at once: the first makes it, all use it.
     """
     chain, key = folder / "chain.pem", folder / "key.pem"
-    if chain.exists() and not _ends_soon(chain):
-        return Credential.load(chain, key)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=".signing-", dir=folder.parent))
-    try:
-        _write_development_chain(draft)
-        if chain.exists():
+    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not chain.exists() or _ends_soon(chain):
+            draft = Path(tempfile.mkdtemp(prefix=".signing-", dir=folder.parent))
+            _write_development_chain(draft)
             shutil.rmtree(folder, ignore_errors=True)
-        draft.rename(folder)
-    except OSError:
-        if not chain.exists():
-            raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return Credential.load(chain, key)
+            draft.rename(folder)
+        return Credential.load(chain, key)
 
 
 def sign(

@@ -29,6 +29,7 @@ def test_it_names_each_dependency(s3_address: object, redis_url: str) -> None:
             "s3": "ok",
             "migrations": "ok",
             "workers": {"media": 1},
+            "safety": "prompt_only",
         },
     )
 
