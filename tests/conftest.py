@@ -156,6 +156,7 @@ def live_stack(
     running.stop()
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # One xdist worker runs everything that needs the stack, so there is one stack.
     for item in items:

@@ -8,8 +8,8 @@ or with a development one made on first start; then readers answer "Valid" and
 
 from __future__ import annotations
 
-import fcntl
 import datetime
+import fcntl
 import json
 import os
 import shutil
@@ -116,7 +116,8 @@ def development_credential(folder: Path) -> Credential:
     """
     chain, key = folder / "chain.pem", folder / "key.pem"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
+    lock = os.open(folder.parent, os.O_RDONLY)
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not chain.exists() or _ends_soon(chain):
             draft = Path(tempfile.mkdtemp(prefix=".signing-", dir=folder.parent))
@@ -124,6 +125,8 @@ def development_credential(folder: Path) -> Credential:
             shutil.rmtree(folder, ignore_errors=True)
             draft.rename(folder)
         return Credential.load(chain, key)
+    finally:
+        os.close(lock)
 
 
 def sign(
