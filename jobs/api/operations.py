@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from django.db.models import QuerySet
+from django.db import connection
+from django.db.models import JSONField, QuerySet
 
 from billing import errors as billing_errors
 from billing import keys, ledger, serializers
@@ -70,12 +72,18 @@ class Call:
         return found[public_id]
 
     def find_many(self, ids: Sequence[str]) -> dict[str, Job]:
+        """Return by id those that this caller may see; unknown and foreign ones lack."""
+        credential = self.require_credential()
         wanted = list(dict.fromkeys(ids))[:MANY_MAX]
-        if self.dialect.visible == "own":
-            rows = self.jobs().filter(public_id__in=wanted)
-            return {job.public_id: job for job in rows}
-        rows = self.jobs().filter(pk__in=[i for i in wanted if _is_uuid(i)])
-        return {str(job.pk): job for job in rows}
+        is_own = self.dialect.visible == "own"
+        values = {
+            "account": credential.account_id,
+            "mode": credential.mode,
+            "dialect": self.dialect.name,
+            "ids": wanted if is_own else [i for i in wanted if _is_uuid(i)],
+        }
+        rows = _rows(_OWN if is_own else _ANY, values)
+        return {job.public_id if is_own else str(job.pk): job for job in rows}
 
     def view(self, job: Job, *, with_position: bool = False) -> base.JobView:
         return display.view(
@@ -416,6 +424,32 @@ RUN: Mapping[Operation, Run] = {
     Operation.KEY_REVOKE: key_revoke,
     Operation.WEBHOOKS: webhook_endpoints,
 }
+
+
+# Polling is most of what customers do, and building this query by the ORM took five
+# times as long as Postgres needs to answer it.
+_FIELDS = tuple(field.attname for field in Job._meta.concrete_fields)
+_JSON = tuple(
+    place
+    for place, field in enumerate(Job._meta.concrete_fields)
+    if isinstance(field, JSONField)
+)
+_MINE = (
+    f"SELECT {', '.join(_FIELDS)} FROM jobs_job"  # noqa: S608 - our own column names
+    " WHERE account_id = %(account)s AND mode = %(mode)s"
+)
+_ANY = f"{_MINE} AND id = ANY(%(ids)s::uuid[])"
+_OWN = f"{_MINE} AND dialect = %(dialect)s AND public_id = ANY(%(ids)s)"
+
+
+def _rows(sql: str, values: Mapping[str, Any]) -> list[Job]:
+    with connection.cursor() as cursor:
+        cursor.execute(sql, values)
+        found = [list(row) for row in cursor.fetchall()]
+    for row in found:
+        for place in _JSON:
+            row[place] = None if row[place] is None else json.loads(row[place])
+    return [Job.from_db("default", _FIELDS, row) for row in found]
 
 
 def _is_uuid(text: str) -> bool:
