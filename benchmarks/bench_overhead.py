@@ -93,7 +93,7 @@ def closes(count: int) -> tuple[float, float]:
         )  # fmt: skip
         plain = registry.engine
         watched = Watched()
-        registry.engine = lambda *names: watched.around(plain(*names))
+        vars(registry)["engine"] = lambda *names: watched.around(plain(*names))
         took, stored = [], []
         for number in range(count + 2):
             intake.submit(request, credential=credential, dialect="native")
@@ -107,7 +107,7 @@ def closes(count: int) -> tuple[float, float]:
                 f"bench/{number}", b"0" * 200_000, content_type="video/mp4"
             )
             stored.append(time.perf_counter() - began)
-        registry.engine = plain
+        vars(registry)["engine"] = plain
     return load.middle(stored[2:]), load.middle(took[2:])
 
 

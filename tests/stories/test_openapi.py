@@ -28,7 +28,6 @@ def examine(stack: LiveStack, folder: Path, *, paths: str, key: str) -> None:
             *(str(Path(sysconfig.get_path("scripts")) / "st"),),
             *("--config-file", str(CONFIG)),
             *("run", f"{stack.base_url}/schema", "--checks", "all"),
-            *("--phases", "examples,coverage,fuzzing,stateful"),
             *("--max-examples", str(EXAMPLES), "--seed", "1", "--no-shrink"),
             *("--suppress-health-check", "all", "--warnings", "off"),
             *("--include-path-regex", paths, "--request-timeout", "30"),
@@ -46,4 +45,13 @@ def examine(stack: LiveStack, folder: Path, *, paths: str, key: str) -> None:
 def test_our_own_api_keeps_its_word(live_stack: LiveStack, tmp_path: Path) -> None:
     key = live_stack.key("test", plan="enterprise")
     examine(live_stack, tmp_path, paths=OURS, key=key)
+    live_stack.check_ledger()
+
+
+def test_the_operator_api_keeps_its_word(live_stack: LiveStack, tmp_path: Path) -> None:
+    name = f"examiner-{tmp_path.name}"
+    live_stack.manage("createoperator", name)
+    made = live_stack.manage("createoperatorkey", name, "--name", "schemathesis")
+    key = made.strip().splitlines()[-1]
+    examine(live_stack, tmp_path, paths="^/operator/", key=key)
     live_stack.check_ledger()
