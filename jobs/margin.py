@@ -11,7 +11,7 @@ import csv
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date
-from typing import IO, Final
+from typing import Final, Protocol
 
 from django.db import connection
 
@@ -128,7 +128,13 @@ def rows(lines: Iterable[Line]) -> Iterator[list[str]]:
         ]
 
 
-def write_csv(file: IO[str], by: Iterable[str], lines: Iterable[Line]) -> None:
+class Writable(Protocol):
+    """What a CSV goes to: a file, or an HTTP answer."""
+
+    def write(self, text: str, /) -> object: ...
+
+
+def write_csv(file: Writable, by: Iterable[str], lines: Iterable[Line]) -> None:
     names = list(by)
     writer = csv.writer(file)
     writer.writerow(header(names))
