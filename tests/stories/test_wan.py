@@ -23,6 +23,7 @@ import av
 import httpx
 import pytest
 
+from jobs import routing
 from tests.stack import ROOT, LiveStack, wait_until
 
 pytestmark = [pytest.mark.stories, pytest.mark.timeout(300)]
@@ -128,6 +129,15 @@ def test_a_photo_becomes_a_video_by_the_real_diffusers_path(
     assert resolved["fingerprint"]["attention"] == "native"
 
 
+def point_route_at(stack: LiveStack, profile: str) -> None:
+    """Edit the route as an operator does, and wait until every process has read it."""
+    stack.sql(
+        "UPDATE jobs_route SET profile = %s WHERE model = 'wan-tiny' AND runner = 'wan'",
+        profile,
+    )
+    time.sleep(routing.CACHE_SECONDS + 1)
+
+
 @pytest.mark.parametrize(
     ("profile", "checkpoint"),
     [
@@ -141,11 +151,7 @@ def test_every_kind_of_checkpoint_goes_the_same_way(
     profile: str, checkpoint: str, live_stack: LiveStack, client: httpx.Client
 ) -> None:
     """An operator points wan-tiny's route at the profile: small sizes, its real code."""
-    live_stack.sql(
-        "UPDATE jobs_route SET profile = %s WHERE model = 'wan-tiny' AND runner = 'wan'",
-        profile,
-    )
-    time.sleep(6)  # routes are kept for five seconds
+    point_route_at(live_stack, profile)
     options: dict[str, Any] = {
         "aspect_ratio": "4:3",
         "frames": 9,
@@ -156,10 +162,7 @@ def test_every_kind_of_checkpoint_goes_the_same_way(
     try:
         job = live_stack.wait_for_job(client, order(client, **options), seconds=120)
     finally:
-        live_stack.sql(
-            "UPDATE jobs_route SET profile = 'wan-tiny'"
-            " WHERE model = 'wan-tiny' AND runner = 'wan'"
-        )
+        point_route_at(live_stack, "wan-tiny")
     assert job["status"] == "succeeded", job
     assert video(job) == (9, (96, 64), 16)
     ((resolved,),) = live_stack.sql(
