@@ -179,12 +179,12 @@ def _parts(
         )
 
     parts["mux and C2PA"] = _timed(seal)
-    stills = Stills(81, fps=FPS)
 
     def show() -> None:
+        stills = Stills(81, fps=FPS, folder=context.workdir)
         for _ in range(81):
             stills.see(picture)
-        stills.write(context.workdir)
+        stills.close()
 
     parts["poster, preview, last frame"] = _timed(show)
     parts["checks"] = _timed(lambda: finish.verify(signed, plan))

@@ -31,12 +31,13 @@ from inference.media.ambience import Ambience, scenes_in
 from inference.media.encode import Encoder
 from inference.media.frames import fit, read_frames, read_pictures
 from inference.media.probe import UnusableVideo, VideoFacts, probe
-from inference.media.stills import StillFiles, Stills, rgb
+from inference.media.stills import Stills, rgb
 from inference.media.watermark import Watermark
 
 if TYPE_CHECKING:
     from inference.contracts import Frame
     from inference.media.audio import Sound, SoundEngine
+    from inference.storage import Storage
 
 QUEUED_FRAMES: Final = 3  # between engine and encoder; 1080p frames are 6 MB each
 #: How much shorter than ordered somebody else's clip may be; its last frame then holds.
@@ -114,13 +115,14 @@ def finish(
         made = _encode(frames, output, context, tools, folder)
         track, told = sound.result()
     return _deliver(
-        made.video,
-        track,
+        # A silent file stays as the encoder left it: its index is in front already.
+        _muxed(made.video, track, folder) if track else made.video,
         output,
         context,
         tools,
         stills=made.stills,
         notes={**made.notes, **told},
+        has_sound=track is not None,
         key=key,
         folder=folder,
     )
@@ -156,15 +158,15 @@ def finish_file(
         if keeps
         else _sound(output, context, folder)
     )
-    stills, notes = _look_through(source, output, tools)
+    stills, notes = _look_through(source, output, tools, folder)
     return _deliver(
-        source,
-        track,
+        _muxed(source, track, folder),
         output,
         context,
         tools,
         stills=stills,
         notes={"upscaler": "none", "remuxed": True, **notes, **told},
+        has_sound=track is not None,
         key=key,
         folder=folder,
     )
@@ -180,15 +182,15 @@ def revoice(
     """
     tools = tools_for(context)
     track, told = _sound(output, context, folder)
-    stills, notes = _look_through(source, output, tools)
+    stills, notes = _look_through(source, output, tools, folder)
     return _deliver(
-        source,
-        track,
+        _muxed(source, track, folder),
         output,
         context,
         tools,
         stills=stills,
         notes={"upscaler": "none", "remuxed": True, **notes, **told},
+        has_sound=track is not None,
         key=key,
         folder=folder,
     )
@@ -203,13 +205,13 @@ def _finish_with_its_sound(
     own = audio.read_track(source)
     audio.write_track(audio.fit(own, seconds=output.seconds), track)
     return _deliver(
-        made.video,
-        track,
+        _muxed(made.video, track, folder),
         output,
         context,
         tools,
         stills=made.stills,
         notes={**made.notes, "audio": {"by": "provider"}},
+        has_sound=True,
         key=key,
         folder=folder,
     )
@@ -297,7 +299,7 @@ def _press(
     )
     marks = Watermark(width, height, visible=output.watermark, test=output.test_mark)
     sample = _sample(output, tools)
-    stills = Stills(output.frames, fps=output.fps)
+    stills = Stills(output.frames, fps=output.fps, folder=folder)
     video = folder / "video.mp4"
     big = enlarging.enlarge(frame)
     with Encoder(
@@ -393,11 +395,11 @@ def _is_as_ordered(facts: VideoFacts, output: OutputPlan) -> bool:
 
 
 def _look_through(
-    video: Path, output: OutputPlan, tools: Tools
+    video: Path, output: OutputPlan, tools: Tools, folder: Path
 ) -> tuple[Stills, dict[str, Any]]:
     """Return the pictures beside a finished video, and what safety says of it."""
     sample = _sample(output, tools)
-    stills = Stills(output.frames, fps=output.fps)
+    stills = Stills(output.frames, fps=output.fps, folder=folder)
     for picture in read_pictures(video):
         if sample.wants_next():
             sample.keep(rgb(picture, longest=safety.SAMPLE_SIDE))
@@ -447,42 +449,57 @@ def _generated(prompt: str, seconds: float, seed: int, engine: SoundEngine) -> S
 
 def _deliver(
     video: Path,
-    track: Path | None,
     output: OutputPlan,
     context: Context,
     tools: Tools,
     *,
     stills: Stills,
     notes: Mapping[str, Any],
+    has_sound: bool,
     key: str,
     folder: Path,
 ) -> Artifact:
-    # Sound (and the index first), then the manifest over the bytes as they stay.
-    muxed, signed = folder / "muxed.mp4", folder / "signed.mp4"
+    """Sign, check and store ``video``, whose bytes stay as they are otherwise."""
+    signed = folder / "signed.mp4"
     with ThreadPoolExecutor(1, thread_name_prefix="stills") as pool:
-        beside = pool.submit(stills.write, folder)
-        audio.mux(video, track, muxed)
+        # Should the file not pass, its pictures are orphans, deleted as such.
+        beside = pool.submit(_store_stills, stills, context.storage, key)
         told = provenance.sign(
-            muxed,
+            video,
             signed,
             model=output.model,
             reference=output.reference,
             generated=output.generated,
             signer=tools.signer,
         )
-        facts = verify(signed, output, has_sound=track is not None)
-    return _store(
-        signed,
-        beside.result(),
-        facts,
-        context,
-        key=key,
+        facts = verify(signed, output, has_sound=has_sound)
+        stored = context.storage.put_file(
+            f"{key}.mp4", signed, content_type="video/mp4"
+        )
+        pictures = beside.result()
+    return Artifact(
+        key=stored.key,
+        size_bytes=stored.size_bytes,
+        sha256=stored.sha256,
+        width=facts.width,
+        height=facts.height,
+        fps=facts.fps,
+        frames=facts.frames,
+        seconds=facts.seconds,
+        has_audio=facts.has_audio,
+        **pictures,
         notes={
             **notes,
             "watermark": output.watermark,
             "provenance": told.summary(),
         },
     )
+
+
+def _muxed(video: Path, track: Path | None, folder: Path) -> Path:
+    target = folder / "muxed.mp4"
+    audio.mux(video, track, target)
+    return target
 
 
 def verify(
@@ -517,40 +534,17 @@ def _ordered(output: OutputPlan) -> tuple[int, int, int, float]:
     return output.width, output.height, output.frames, round(float(output.fps), 3)
 
 
-def _store(
-    video: Path,
-    stills: StillFiles,
-    facts: VideoFacts,
-    context: Context,
-    *,
-    key: str,
-    notes: dict[str, Any],
-) -> Artifact:
-    storage = context.storage
-    beside = (
-        (f"{key}.jpg", stills.poster, "image/jpeg"),
-        (f"{key}.webp", stills.preview, "image/webp"),
-        (f"{key}.last.jpg", stills.last, "image/jpeg"),
-    )
+def _store_stills(stills: Stills, storage: Storage, key: str) -> dict[str, str]:
+    """Store the pictures beside the video; return their keys by the artifact's names."""
+    files = stills.close()
+    beside = {
+        "poster_key": (f"{key}.jpg", files.poster, "image/jpeg"),
+        "preview_key": (f"{key}.webp", files.preview, "image/webp"),
+        "last_frame_key": (f"{key}.last.jpg", files.last, "image/jpeg"),
+    }
     with ThreadPoolExecutor(len(beside), thread_name_prefix="store") as pool:
-        pending = [
-            pool.submit(storage.put_file, name, path, content_type=kind)
-            for name, path, kind in beside
-        ]
-        stored = storage.put_file(f"{key}.mp4", video, content_type="video/mp4")
-        poster, preview, last = (put.result().key for put in pending)
-    return Artifact(
-        key=stored.key,
-        size_bytes=stored.size_bytes,
-        sha256=stored.sha256,
-        width=facts.width,
-        height=facts.height,
-        fps=facts.fps,
-        frames=facts.frames,
-        seconds=facts.seconds,
-        has_audio=facts.has_audio,
-        poster_key=poster,
-        preview_key=preview,
-        last_frame_key=last,
-        notes=notes,
-    )
+        pending = {
+            name: pool.submit(storage.put_file, target, path, content_type=kind)
+            for name, (target, path, kind) in beside.items()
+        }
+        return {name: put.result().key for name, put in pending.items()}

@@ -60,6 +60,8 @@ def _read(
         raise UnusableVideo(f"{path.name} has no picture")
     stream = container.streams.video[0]
     context = stream.codec_context
+    if depth == "packets":
+        context.thread_count = 1  # several would each wait for a picture of their own
     frames = decoded = 0
     first = last = None
     tick = stream.time_base or Fraction(1)

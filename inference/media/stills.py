@@ -1,15 +1,17 @@
 """The pictures beside a video: a poster, a small animated preview, the last frame.
 
 All are taken from the encoder's own pictures as they stream past, so they show what the
-file shows, marks included; only the preview's small frames and the last picture are kept.
+file shows, marks included; of all of them only the last is kept.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import av
 import numpy as np
 from av.video.reformatter import (
     ColorRange,
@@ -60,46 +62,74 @@ class StillFiles:
 
 
 class Stills:
-    """Looks at each picture of a clip of ``total`` pictures, then writes the files."""
+    """Looks at each picture of a clip of ``total`` pictures and writes three files.
 
-    def __init__(self, total: int, *, fps: float) -> None:
-        self._seconds = total / fps
-        count = max(1, min(PREVIEW_FRAMES, total, round(self._seconds * PREVIEW_FPS)))
+    Poster and preview are written while the clip goes on, so that little is left to do
+    after its last picture; ``close`` writes that one and ends the preview.
+    """
+
+    def __init__(self, total: int, *, fps: float, folder: Path) -> None:
+        seconds = total / fps
+        count = max(1, min(PREVIEW_FRAMES, total, round(seconds * PREVIEW_FPS)))
         spread = np.linspace(0, total, count, endpoint=False)
         self._wanted = {int(index) for index in spread}
-        self._small: list[Image.Image] = []
-        self._poster: Frame | None = None
+        self._files = StillFiles(
+            folder / "poster.jpg", folder / "preview.webp", folder / "last.jpg"
+        )
+        self._preview = _Preview(self._files.preview, Fraction(count) / _exact(seconds))
         self._last: VideoFrame | None = None
         self._seen = 0
 
     def see(self, picture: VideoFrame) -> None:
         if self._seen in self._wanted:
-            self._small.append(Image.fromarray(rgb(picture, longest=PREVIEW_SIDE)))
-        if self._poster is None:
-            self._poster = rgb(picture, longest=poster.LONG_SIDE)
+            self._preview.add(rgb(picture, longest=PREVIEW_SIDE))
+        if self._seen == 0:
+            poster.write_poster(
+                rgb(picture, longest=poster.LONG_SIDE), self._files.poster
+            )
         self._last = picture
         self._seen += 1
 
-    def write(self, folder: Path) -> StillFiles:
-        """Write the three files into ``folder``. Needs at least one picture seen."""
-        if self._poster is None or self._last is None:
+    def close(self) -> StillFiles:
+        """Return the finished files. Needs at least one picture seen."""
+        if self._last is None:
             raise ValueError("no picture was seen")
-        files = StillFiles(
-            folder / "poster.jpg", folder / "preview.webp", folder / "last.jpg"
-        )
-        poster.write_poster(self._poster, files.poster)
-        first, *rest = self._small
-        first.save(
-            files.preview,
-            "WEBP",
-            save_all=True,
-            append_images=rest,
-            duration=round(self._seconds * 1000 / len(self._small)),
-            loop=0,
-            quality=60,
-            method=0,  # 3 ms a frame instead of 12, for a tenth more bytes
-        )
+        self._preview.close()
         Image.fromarray(rgb(self._last)).save(
-            files.last, "JPEG", quality=LAST_QUALITY, subsampling=0
+            self._files.last, "JPEG", quality=LAST_QUALITY, subsampling=0
         )
-        return files
+        return self._files
+
+
+class _Preview:
+    """An endless animated WebP, encoded frame by frame."""
+
+    def __init__(self, target: Path, rate: Fraction) -> None:
+        self._container = av.open(
+            str(target), "w", format="webp", options={"loop": "0"}
+        )
+        # Level 0 takes 3 ms a frame instead of 12, for a tenth more bytes.
+        options = {"quality": "60", "compression_level": "0"}
+        stream = self._container.add_stream("libwebp_anim", rate=rate, options=options)
+        # The encoder's own step to YUV is WebP's BT.601, which the video's is not.
+        stream.pix_fmt = "bgra"
+        stream.codec_context.time_base = self._tick = 1 / rate
+        self._stream = stream
+        self._frames = 0
+
+    def add(self, frame: Frame) -> None:
+        if not self._frames:
+            self._stream.height, self._stream.width = frame.shape[:2]
+        picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+        picture = picture.reformat(format="bgra")
+        picture.pts, picture.time_base = self._frames, self._tick
+        self._container.mux(self._stream.encode(picture))
+        self._frames += 1
+
+    def close(self) -> None:
+        self._container.mux(self._stream.encode(None))
+        self._container.close()
+
+
+def _exact(seconds: float) -> Fraction:
+    return Fraction(seconds).limit_denominator(10_000)
