@@ -110,8 +110,11 @@ def account_number(account_id: UUID) -> int:
 
 
 def permanent_path(job: Job, kind: str) -> str:
-    """Return the unguessable path that redirects to a fresh link to the file."""
-    token = signing.dumps(f"{job.pk}:{kind}", salt=PERMANENT_SALT)
+    """Return the unguessable path that redirects to a fresh link to the file.
+
+    It is the same whenever it is asked for: no time is signed into it.
+    """
+    token = signing.Signer(salt=PERMANENT_SALT).sign_object(f"{job.pk}:{kind}")
     suffix = "mp4" if kind == "video" else "jpg"
     return f"/files/{token}/{kind}.{suffix}"
 

@@ -25,7 +25,8 @@ def permanent(request: HttpRequest, token: str, name: str) -> HttpResponseBase:
     if request.method not in ("GET", "HEAD"):
         return HttpResponse(status=405, headers={"Allow": "GET, HEAD"})
     try:
-        job_id, kind = signing.loads(token, salt=PERMANENT_SALT).split(":")
+        told = signing.Signer(salt=PERMANENT_SALT).unsign_object(token)
+        job_id, kind = told.split(":")
     except (signing.BadSignature, ValueError, AttributeError):
         return _gone()
     job = Job.objects.filter(
