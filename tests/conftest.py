@@ -144,7 +144,7 @@ def photo_server() -> Iterator[PhotoServer]:
 def live_stack(
     photo_server: PhotoServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LiveStack]:
-    """The whole stack as users run it. Tests that use it belong to group ``stack``.
+    """The whole stack as users run it. Tests that use it belong to a group.
 
     Receivers and fakes on loopback may be called: any port of 127.0.0.1.
     """
@@ -158,8 +158,10 @@ def live_stack(
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # One xdist worker runs everything that needs the stack, so there is one stack.
+    # Two groups need a stack, each has its own: one tells stories, one breaks things.
+    # A group stays in one xdist worker; two workers thus begin with one each.
     for item in items:
         if "live_stack" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("stack"))
+            group = "faults" if "faults" in item.path.parts else "stories"
+            item.add_marker(pytest.mark.xdist_group(group))
             item.add_marker(pytest.mark.timeout(240))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import json
 import os
 import re
 import signal
@@ -11,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,6 +48,7 @@ class LiveStack:
     process: subprocess.Popen[str]
     base_url: str
     env: dict[str, str]
+    _clerk: subprocess.Popen[str] | None = field(default=None, repr=False)
 
     # ------------------------------------------------------------------ customers
 
@@ -70,18 +72,28 @@ class LiveStack:
         )
 
     def manage(self, *args: str, check: bool = True, stdin: str = "") -> str:
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "manage.py"), *args],
-            env=self.env,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
-        if check and done.returncode != 0:
-            raise AssertionError(done.stdout + done.stderr)
-        return done.stdout
+        """Run a management command beside the stack; return what it printed.
+
+        One process serves all calls: to start Django for each takes longer than most.
+        """
+        if self._clerk is None or self._clerk.poll() is not None:
+            self._clerk = subprocess.Popen(
+                [sys.executable, "-m", "tests.clerk"],
+                env=self.env,
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        assert self._clerk.stdin is not None
+        assert self._clerk.stdout is not None
+        print(json.dumps([args, stdin]), file=self._clerk.stdin, flush=True)
+        answer = self._clerk.stdout.readline()
+        assert answer, f"the process that runs {args} is gone"
+        code, printed = json.loads(answer)
+        if check and code != 0:
+            raise AssertionError(printed)
+        return str(printed)
 
     def wait_for_job(
         self, client: httpx.Client, job_id: str, *, seconds: float = 60
@@ -129,6 +141,8 @@ class LiveStack:
         self.manage("check_ledger")
 
     def stop(self) -> None:
+        if self._clerk is not None:
+            self._clerk.communicate(timeout=10)  # the end of its input ends it
         if self.process.poll() is None:
             self.process.terminate()
             try:

@@ -27,7 +27,7 @@ from tests.stack import ROOT, LiveStack, wait_until
 
 PICTURE = base64.b64encode(png(160, 120)).decode()
 QUICK = {"image": PICTURE, "resolution": "480p", "seconds": 1, "fps": 8}
-LONG = {"image": PICTURE, "resolution": "480p", "seconds": 15, "fps": 30}
+LONG = {"image": PICTURE, "resolution": "480p", "seconds": 10, "fps": 30}
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +82,7 @@ def test_a_job_survives_the_kill_of_its_worker(live_stack: LiveStack) -> None:
         live_stack.wait_restarted("worker-cpu", killed)
         ended = live_stack.wait_for_job(client, job, seconds=150)
         assert ended["status"] == "succeeded", ended["error"]
-        assert frames_of(download(ended)) == 450
+        assert frames_of(download(ended)) == 300
     outcomes = live_stack.sql(
         "SELECT outcome FROM jobs_attempt WHERE job_id = %s AND step = 'generate'"
         " ORDER BY fence",
@@ -258,10 +258,10 @@ def test_a_running_job_stops_when_canceled(live_stack: LiveStack) -> None:
         ended = live_stack.wait_for_job(client, job, seconds=15)
         assert ended["status"] == "canceled"
         assert ended["credits"] == {
-            "quoted": 3.0,
+            "quoted": 2.0,
             "held": 0.0,
             "charged": 0.0,
-            "refunded": 3.0,
+            "refunded": 2.0,
         }
 
 
