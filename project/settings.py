@@ -187,7 +187,7 @@ def database_settings(url: str) -> dict[str, Any]:
         "USER": unquote(parts.username or ""),
         "PASSWORD": unquote(parts.password or ""),
         "OPTIONS": options,
-        "CONN_MAX_AGE": 0,  # the pool keeps them; ASGI's threads do not live long enough
+        "CONN_MAX_AGE": 0,  # the pool keeps them, in fewer than there are threads
     }
 
 
