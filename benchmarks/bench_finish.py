@@ -154,7 +154,6 @@ def _parts(
     frames: list[Frame], plan: OutputPlan, context: Context
 ) -> dict[str, Timing]:
     """Return what each part takes alone."""
-    tools = finish.tools_for(context)
     video = context.workdir / "bare.mp4"
     marks = Watermark(plan.width, plan.height, visible=True, test=False)
     with Encoder(
@@ -175,7 +174,12 @@ def _parts(
     def seal() -> None:
         audio.mux(video, track, muxed)
         provenance.sign(
-            muxed, signed, model="m", reference="r", generated=True, signer=tools.signer
+            muxed,
+            signed,
+            model="m",
+            reference="r",
+            generated=True,
+            signer=finish.signer_for(context),
         )
 
     parts["mux and C2PA"] = _timed(seal)

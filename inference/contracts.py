@@ -67,7 +67,6 @@ class OutputPlan:
     model: str = ""
     reference: str = ""
     generated: bool = True  # a trained model made it; False: the still was animated
-    safety: SafetyPolicy = "block"  # what a flagged output frame leads to
 
     @property
     def seconds(self) -> float:

@@ -7,24 +7,21 @@ one that can.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inference.media import provenance, safety
+from inference.media.finish import signer_for
+from inference.media.safety import what_is_missing
+from jobs import safety
 
 if TYPE_CHECKING:
     from inference.contracts import Context
 
-#: Queues whose workers neither judge pictures nor finish files.
-_OTHERS = ("webhook", "provider.")
+#: Queues whose workers finish no files.
+_OTHERS = ("webhook", "provider.", safety.QUEUE)
 
 
 class Unfit(Exception):
     """The host lacks what its settings demand; the text says what, and where."""
-
-
-def handles_pictures(queues: Iterable[str]) -> bool:
-    return any(not queue.startswith(_OTHERS) for queue in queues)
 
 
 def check(queues: Iterable[str], world: Context) -> None:
@@ -32,20 +29,27 @@ def check(queues: Iterable[str], world: Context) -> None:
 
     Makes the development certificate where no other is given.
     """
-    if not handles_pictures(queues):
+    queues = list(queues)
+    if safety.QUEUE in queues and (missing := what_is_missing(world.weights)):
+        demanded = world.options.get("safety_required")
+        why = "SAFETY_REQUIRE_CLASSIFIER is set, but " if demanded else ""
+        raise Unfit(f"no picture can be judged: {why}{missing}")
+    if all(queue.startswith(_OTHERS) for queue in queues):
         return
-    missing = safety.what_is_missing(world.weights)
-    if missing and world.options.get("safety_required"):
-        raise Unfit(f"SAFETY_REQUIRE_CLASSIFIER is set, but {missing}")
-    home = Path(world.options.get("signing_folder") or world.workdir.parent / "signing")
     try:
-        provenance.credential(world.options, home=home)
+        signer_for(world)
     except (ValueError, OSError) as error:
         raise Unfit(f"C2PA_CERTIFICATE and C2PA_KEY cannot sign: {error}") from error
 
 
 def safety_mode(queues: Iterable[str], world: Context) -> str:
-    """Return which safety checks a worker of these queues does; "" if none."""
-    if not handles_pictures(queues):
+    """Return how pictures are judged, as a worker of these queues knows it.
+
+    A media worker decides it for each job, the safety worker does it; "" from others.
+    """
+    queues = list(queues)
+    if safety.QUEUE in queues:
+        return safety.CLASSIFIER
+    if "media" not in queues:
         return ""
-    return "prompt_only" if safety.what_is_missing(world.weights) else "classifier"
+    return safety.CLASSIFIER if safety.is_on(world) else safety.PROMPT_ONLY

@@ -22,10 +22,10 @@ from billing import accounts, ledger
 from inference.catalogue import MODELS
 from inference.contracts import Artifact
 from inference.errors import ContentBlocked, RenderError
-from jobs import bells, claims, routing, slots, webhooks
+from jobs import bells, claims, routing, safety, slots, webhooks
 from jobs.claims import Claim
 from jobs.errors import InvalidRequest, ModelUnavailable, NotAcceptableNow, NotFound
-from jobs.models import Attempt, Job, JobNote, JobUpload, ProviderErrand
+from jobs.models import MADE, Attempt, Job, JobNote, JobUpload, ProviderErrand
 from jobs.requests import JobRequest
 from jobs.states import ACTIVE, MOVES, Status, Step
 
@@ -71,6 +71,26 @@ def advance(claim: Claim, step: Step, *, queue: str, **changes: Any) -> None:
     confirm_canceled(claim)
 
 
+def keep_for_review(claim: Claim, artifact: Artifact, *, work_seconds: float) -> None:
+    """Send the finished file to be looked at; until then no customer sees it.
+
+    It is kept in ``master``, which nobody shows; ``succeed`` makes it the output.
+    """
+    master = {**claims.load(claim).master, MADE: _output(artifact)}
+    advance(
+        claim,
+        Step.REVIEW,
+        queue=safety.QUEUE,
+        master=master,
+        work_seconds=F("work_seconds") + work_seconds,
+    )
+
+
+def kept_artifact(job: Job) -> Artifact:
+    """Return the file that waits for its review."""
+    return Artifact(**job.master[MADE])
+
+
 def record(claim: Claim, **changes: Any) -> None:
     """Write facts onto the claimed job without moving it; raise Superseded if lost."""
     if not Job.objects.filter(**claims.owned(claim)).update(**changes):
@@ -98,6 +118,7 @@ def succeed(claim: Claim, artifact: Artifact, *, work_seconds: float = 0.0) -> N
             **_closing(Status.SUCCEEDED),
             progress=1.0,
             output=_output(artifact),
+            master={k: v for k, v in job.master.items() if k != MADE},
             files_expire_at=Now() + timedelta(seconds=retention),
             charged_millicredits=F("quoted_millicredits"),
             work_seconds=F("work_seconds") + work_seconds,

@@ -20,6 +20,8 @@ STATUS_CHOICES = [(status.value, status.value) for status in states.Status]
 #: In a fixed order, or each process would find its own constraint changed.
 ACTIVE_STATUSES = ["running", "queued"]
 STEP_CHOICES = [(step.value, step.value) for step in states.Step]
+#: Under this name ``Job.master`` keeps a finished file that waits for its review.
+MADE = "made"
 
 
 class Job(models.Model):
@@ -712,7 +714,8 @@ class Worker(models.Model):
     seen_at = models.DateTimeField(db_default=Now())
     #: What it is doing: job id, step and progress of each claim it holds.
     doing = models.JSONField(default=list)
-    #: Which safety checks it can do: classifier or prompt_only.
+    #: How pictures are judged, as media and safety workers know it: classifier or
+    #: prompt_only.
     safety = models.CharField(max_length=12, blank=True)
 
     class Meta:

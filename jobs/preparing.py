@@ -1,7 +1,8 @@
 """Preparing a job: its pictures and sound fetched and made safe, its words decided.
 
 Whatever is wrong with a customer's input is found here, before anything costs: the job
-then fails with the reason and every credit goes back.
+then fails with the reason and every credit goes back. Only what its pictures show is
+judged in a step of its own (``screening``), where there is a classifier.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from billing import accounts
 from inference.catalogue import MODELS
 from inference.errors import InputRejected
 from inference.media import audio, expansion, images
-from jobs import claims, context, lifecycle, outside, renders, safety
+from jobs import claims, context, lifecycle, outside, renders, routing, safety
 from jobs.requests import JobRequest, Picture
 from jobs.states import Step
 from jobs.workfolders import folder_of, workfolder
@@ -42,31 +43,29 @@ def _prepare_video(held: Held, job: Job) -> None:
     request = JobRequest.load(job.request)
     world = context.get()
     terms = accounts.terms_of_account(job.account_id)
-    guard = safety.Guard(
-        safety.policy_of(terms, is_asked=request.safety_checker), world
-    )
+    guard = safety.Guard(safety.policy_of(terms, is_asked=request.safety_checker))
     words = words_of(request, job.route, guard, world)
     inputs: dict[str, Any] = {}
     with workfolder(world) as folder:
         for name in ("image", "last_image"):
             picture: Picture | None = getattr(request, name)
             if picture is not None:
-                inputs[name] = _picture(
-                    job, request, name, picture, folder, world, guard
-                )
+                inputs[name] = _picture(job, request, name, picture, folder, world)
         if request.audio.mode == "url":
             inputs["audio"] = _sound(job, request, folder, world)
     safety.note_flags(job, guard.flags, where="input")
+    told = guard.told(world)
+    is_screened = told["safety"] == safety.CLASSIFIER
     lifecycle.advance(
         held.claim,
-        Step.GENERATE if job.route["kind"] == "engine" else Step.SUBMIT,
-        queue=job.route["queue"],
+        Step.SCREEN if is_screened else routing.first_step(job.route),
+        queue=safety.QUEUE if is_screened else job.route["queue"],
         inputs=inputs,
         resolved={
             **job.resolved,
             **renders.resolve(request, tuple(inputs["image"]["size"])),
             **words,
-            **guard.told(),
+            **told,
         },
     )
 
@@ -129,7 +128,7 @@ def late_words(job: Job, request: JobRequest, world: Context) -> dict[str, Any]:
     """Return the words of a job whose provider was to write them, now that we make it."""
     if not request.prompt_expansion or "prompt" in job.resolved:
         return {}
-    guard = safety.Guard(job.resolved.get("safety_policy", "block"), world)
+    guard = safety.Guard(job.resolved.get("safety_policy", "block"))
     return words_of(request, job.route, guard, world)
 
 
@@ -159,7 +158,6 @@ def _picture(
     picture: Picture,
     folder: Path,
     world: Context,
-    guard: safety.Guard,
 ) -> dict[str, Any]:
     """Return the stored clean picture: its key and size."""
     kept = _kept_input(job, name)
@@ -182,7 +180,6 @@ def _picture(
         if broken is not None:
             code, message = broken
             raise InputRejected(message, field=name, code=code)
-    guard.picture(target)
     key = f"{folder_of(job)}/in/{job.fence}-{name}.png"
     stored = world.storage.put_file(key, target, content_type="image/png")
     return {

@@ -119,7 +119,6 @@ def output_plan(
         model=request.model,
         reference=reference,
         generated=MODELS[request.model].generated and not simulated,
-        safety=resolved.get("safety_policy", "block"),
     )
 
 

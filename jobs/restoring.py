@@ -225,7 +225,7 @@ def provider_jobs(since: datetime) -> Iterator[Finding]:
     """Jobs that will be sent to a provider, which may have them already."""
     waiting = Job.objects.filter(
         status__in=ACTIVE,
-        step__in=[Step.PREPARE, Step.SUBMIT],
+        step__in=[Step.PREPARE, Step.SCREEN, Step.SUBMIT],
         route__kind="provider",
         submit_sent_at__isnull=True,
     )

@@ -23,7 +23,7 @@ from django.db.models.fields.json import KT
 from django.db.models.functions import Cast, Coalesce, Least, Now
 
 from jobs import context
-from jobs.models import DeletionRecord, Job
+from jobs.models import MADE, DeletionRecord, Job
 from jobs.states import ACTIVE
 from jobs.workfolders import folder_of
 
@@ -65,7 +65,8 @@ def delete_blocked(job: Job) -> None:
 
 def keys_of(job: Job) -> list[str]:
     """Return every storage key the job's row names."""
-    named: list[Any] = [job.output.get(name) for name in _OUTPUT_KEYS]
+    made = [job.output, job.master.get(MADE) or {}]
+    named: list[Any] = [file.get(name) for file in made for name in _OUTPUT_KEYS]
     named += [entry.get("key") for entry in job.inputs.values() if entry]
     named.append(job.master.get("key"))
     return [key for key in named if key]

@@ -42,7 +42,12 @@ class Choice:
 
     @property
     def first_step(self) -> Step:
-        return Step.GENERATE if self.route["kind"] == "engine" else Step.SUBMIT
+        return first_step(self.route)
+
+
+def first_step(route: Mapping[str, Any]) -> Step:
+    """Return the step with which a prepared job begins on this route."""
+    return Step.GENERATE if route["kind"] == "engine" else Step.SUBMIT
 
 
 @dataclass(frozen=True)

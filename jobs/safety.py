@@ -6,9 +6,11 @@ that asks for no checks gets one step less than its plan demands, others get the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from inference.media import finish, safety
+from inference.media import safety
 from jobs.models import Job, JobNote
 
 if TYPE_CHECKING:
@@ -16,6 +18,11 @@ if TYPE_CHECKING:
 
     from billing.plans import PlanTerms
     from inference.contracts import Context, SafetyPolicy
+
+#: Where the steps `screen` and `review` wait for a worker with torch and the weights.
+QUEUE: Final = "safety"
+CLASSIFIER: Final = "classifier"
+PROMPT_ONLY: Final = "prompt_only"
 
 _LESS: Mapping[SafetyPolicy, SafetyPolicy] = {
     "block": "flag",
@@ -35,36 +42,63 @@ def policy_of(terms: PlanTerms, *, is_asked: bool) -> SafetyPolicy:
     return "block" if policy == "off" else policy
 
 
-class Guard:
-    """Judges one job's words and pictures as its policy says, and keeps what it found."""
+def is_on(world: Context) -> bool:
+    """Return whether pictures are judged here: demanded, or the weights are there."""
+    return bool(world.options.get("safety_required")) or safety.has_weights(
+        world.weights
+    )
 
-    def __init__(self, policy: SafetyPolicy, world: Context) -> None:
+
+def is_screened(policy: SafetyPolicy, world: Context) -> bool:
+    """Return whether a job under ``policy`` goes by the safety worker.
+
+    Asked once, when it is prepared; ``resolved["safety"]`` keeps the answer, so that
+    no job passes unseen because the worker or its weights went away meanwhile.
+    """
+    return policy != "off" and is_on(world)
+
+
+def mode_of(job: Job) -> str:
+    """Return what was decided for the job: classifier, prompt_only or off."""
+    return str(job.resolved.get("safety", PROMPT_ONLY))
+
+
+@cache
+def judge(weights: Path, threshold: float) -> safety.Judge:
+    """Return this process's judge of pictures; raise WeightsMissing without one."""
+    return safety.load(weights, threshold=threshold)
+
+
+def judge_of(world: Context) -> safety.Judge:
+    threshold = world.options.get("safety_threshold", safety.THRESHOLD)
+    return judge(world.weights, float(threshold))
+
+
+class Guard:
+    """Judges one job's words as its policy says, and keeps what it found."""
+
+    def __init__(self, policy: SafetyPolicy) -> None:
         self.policy = policy
-        self._checks = finish.tools_for(world).safety
         self.flags: list[str] = []
 
     def text(self, words: str) -> None:
         """Raise ContentBlocked when such words are refused."""
-        self._enforce(self._checks.prompt(words))
+        noted = safety.enforce(safety.judge_prompt(words), self.policy)
+        self.flags += [f for f in noted.get("flagged", ()) if f not in self.flags]
 
     def allows(self, words: str) -> bool:
         """Return whether nothing in ``words`` is flagged."""
-        return not self._checks.prompt(words).flagged
+        return not safety.judge_prompt(words).flagged
 
-    def picture(self, path: Any) -> None:
-        """Raise ContentBlocked when the prepared picture at ``path`` is refused."""
-        if self.policy != "off":
-            self._enforce(self._checks.image(path))
-
-    def _enforce(self, verdict: safety.Verdict) -> None:
-        noted = safety.enforce(verdict, self.policy)
-        self.flags += [f for f in noted.get("flagged", ()) if f not in self.flags]
-
-    def told(self) -> dict[str, Any]:
-        """Return what the job shows of it."""
-        mode = "off" if self.policy == "off" else self._checks.mode
+    def told(self, world: Context) -> dict[str, Any]:
+        """Return what the job shows of it, and who looks at its pictures."""
+        mode = CLASSIFIER if is_screened(self.policy, world) else PROMPT_ONLY
         flags = {"safety_flags": self.flags} if self.flags else {}
-        return {"safety": mode, "safety_policy": self.policy, **flags}
+        return {
+            "safety": "off" if self.policy == "off" else mode,
+            "safety_policy": self.policy,
+            **flags,
+        }
 
 
 def note_flags(job: Job, flags: list[str], *, where: str) -> None:

@@ -9,6 +9,7 @@ Customers see ``Status``; workers see ``Step``. A job is queued until ``generate
           └──► submit ─► await ─► collect ────────────┘
                   └► reconcile ─┘ (an answer was lost)
     audio-only jobs: prepare ─► finish
+    where a classifier looks: prepare ─► screen ─► …, and … ─► review ─► done
 """
 
 from __future__ import annotations
@@ -32,12 +33,14 @@ class Status(StrEnum):
 
 class Step(StrEnum):
     PREPARE = "prepare"
+    SCREEN = "screen"
     GENERATE = "generate"
     SUBMIT = "submit"
     AWAIT = "await"
     COLLECT = "collect"
     RECONCILE = "reconcile"
     FINISH = "finish"
+    REVIEW = "review"
     DONE = "done"
 
 
@@ -46,7 +49,15 @@ ACTIVE = frozenset({Status.QUEUED, Status.RUNNING})
 
 #: Steps a worker holds under a lease; the others only wait for the poller or a person.
 LEASED = frozenset(
-    {Step.PREPARE, Step.GENERATE, Step.SUBMIT, Step.COLLECT, Step.FINISH}
+    {
+        Step.PREPARE,
+        Step.SCREEN,
+        Step.GENERATE,
+        Step.SUBMIT,
+        Step.COLLECT,
+        Step.FINISH,
+        Step.REVIEW,
+    }
 )
 
 #: Claiming one of these is what a customer sees as "running"; finish, because an
@@ -56,9 +67,12 @@ STARTS_RUNNING = frozenset({Step.GENERATE, Step.SUBMIT, Step.FINISH})
 MOVES: Mapping[Step, frozenset[Step]] = MappingProxyType(
     {
         # finish: an audio-only job has nothing to generate
-        Step.PREPARE: frozenset({Step.GENERATE, Step.SUBMIT, Step.FINISH}),
+        Step.PREPARE: frozenset({Step.SCREEN, Step.GENERATE, Step.SUBMIT, Step.FINISH}),
+        Step.SCREEN: frozenset({Step.GENERATE, Step.SUBMIT}),
         # generate and submit: the next route of the same job
-        Step.GENERATE: frozenset({Step.FINISH, Step.DONE, Step.GENERATE, Step.SUBMIT}),
+        Step.GENERATE: frozenset(
+            {Step.FINISH, Step.REVIEW, Step.DONE, Step.GENERATE, Step.SUBMIT}
+        ),
         Step.SUBMIT: frozenset(
             {Step.AWAIT, Step.RECONCILE, Step.SUBMIT, Step.GENERATE}
         ),
@@ -67,7 +81,8 @@ MOVES: Mapping[Step, frozenset[Step]] = MappingProxyType(
         ),
         Step.RECONCILE: frozenset({Step.AWAIT, Step.SUBMIT, Step.GENERATE}),
         Step.COLLECT: frozenset({Step.FINISH, Step.SUBMIT, Step.GENERATE}),
-        Step.FINISH: frozenset({Step.DONE}),
+        Step.FINISH: frozenset({Step.REVIEW, Step.DONE}),
+        Step.REVIEW: frozenset({Step.DONE}),
         Step.DONE: frozenset(),
     }
 )

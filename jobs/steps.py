@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from jobs import (
     provider_steps,
     renders,
     safety,
+    screening,
 )
 from jobs.requests import JobRequest
 from jobs.states import Step
@@ -26,7 +28,7 @@ from jobs.workfolders import folder_of, workfolder
 
 if TYPE_CHECKING:
     from inference.contracts import Artifact, Context
-    from jobs.claims import Held
+    from jobs.claims import Claim, Held
     from jobs.models import Job
 
 
@@ -65,8 +67,7 @@ def generate(held: Held) -> None:
             # Asked after the frames: only then is it known how they were made.
             resolved = {**job.resolved, "fingerprint": dict(engine.fingerprint(plan))}
             lifecycle.record(claim, resolved=resolved)
-            _note_flags(job, artifact)
-            lifecycle.succeed(claim, artifact, work_seconds=time.monotonic() - started)
+            _hand_over(claim, job, artifact, started)
             return
         master = _store_master(job, claim.fence, frames, plan, world, folder)
         resolved = {**job.resolved, "fingerprint": dict(engine.fingerprint(plan))}
@@ -143,8 +144,7 @@ def finish(held: Held) -> None:
         else:
             frames = frames_of(source, output)
             artifact = _finish(job, claim.fence, frames, output, world, folder)
-    _note_flags(job, artifact)
-    lifecycle.succeed(claim, artifact, work_seconds=time.monotonic() - started)
+    _hand_over(claim, job, artifact, started)
 
 
 def _revoice(held: Held, job: Job) -> None:
@@ -168,12 +168,18 @@ def _revoice(held: Held, job: Job) -> None:
         )
         key = _out_key(job, held.claim.fence)
         artifact = revoice(source, output, world, key=key, folder=folder)
-    lifecycle.succeed(held.claim, artifact, work_seconds=time.monotonic() - started)
+    # Its picture was looked at when the source was made.
+    _hand_over(held.claim, job, artifact, started)
 
 
-def _note_flags(job: Job, artifact: Artifact) -> None:
-    told = artifact.notes.get("safety") or {}
-    safety.note_flags(job, told.get("flagged", []), where="output")
+def _hand_over(claim: Claim, job: Job, artifact: Artifact, started: float) -> None:
+    """Close the job with its file; or, where a classifier looks, send it there first."""
+    mode, seconds = safety.mode_of(job), time.monotonic() - started
+    if mode == safety.CLASSIFIER and job.kind != "audio":
+        lifecycle.keep_for_review(claim, artifact, work_seconds=seconds)
+        return
+    notes = {**artifact.notes, "safety": {"mode": mode}}
+    lifecycle.succeed(claim, replace(artifact, notes=notes), work_seconds=seconds)
 
 
 def _finish(
@@ -199,8 +205,10 @@ StepFunction = Callable[["Held"], None]
 
 STEPS: Mapping[Step, StepFunction] = {
     Step.PREPARE: preparing.prepare,
+    Step.SCREEN: screening.screen,
     Step.GENERATE: generate,
     Step.SUBMIT: provider_steps.submit,
     Step.COLLECT: provider_steps.collect,
     Step.FINISH: finish,
+    Step.REVIEW: screening.review,
 }

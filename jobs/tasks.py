@@ -40,6 +40,7 @@ from jobs import (
     lifecycle,
     outside,
     retention,
+    safety,
     steps,
     webhooks,
     workers,
@@ -217,30 +218,36 @@ def _worker_name(task: Task[Any, Any]) -> str:
 
 
 @signals.celeryd_init.connect
-def _prewarm(options: dict[str, Any], **_: Any) -> None:
-    """Load a GPU worker's models and make their first clips before it takes a job.
-
-    A worker that cannot serve ends here and takes none.
-    """
-    if not any(name.startswith("gpu.") for name in options.get("queues") or ()):
-        return
+def _check_fitness(options: dict[str, Any], **_: Any) -> None:
+    """Refuse to start where the operator's rules cannot be kept."""
     try:
-        registry.prewarm(settings.GPU_MODELS, context.get())
+        fitness.check(_queues(options) or ["media"], context.get())
+    except fitness.Unfit as unfit:
+        raise SystemExit(f"this worker cannot start: {unfit}") from unfit
+
+
+@signals.celeryd_init.connect
+def _prewarm(options: dict[str, Any], **_: Any) -> None:
+    """Load what takes long before the first job: a GPU's models, the classifier.
+
+    A GPU worker also makes its models' first clips. A worker that cannot serve ends
+    here and takes none.
+    """
+    queues = _queues(options)
+    try:
+        if safety.QUEUE in queues:
+            safety.judge_of(context.get())
+        if any(name.startswith("gpu.") for name in queues):
+            registry.prewarm(settings.GPU_MODELS, context.get())
     except RenderError as error:
-        log.error("worker_cannot_serve", models=settings.GPU_MODELS, error=str(error))
+        log.error("worker_cannot_serve", queues=queues, error=str(error))
         # An ordinary exception of a signal's handler is logged and forgotten.
         raise SystemExit(1) from error
 
 
-@signals.celeryd_init.connect
-def _check_fitness(options: dict[str, Any], **_: Any) -> None:
-    """Refuse to start where the operator's rules cannot be kept."""
-    given = options.get("queues") or ""
-    queues = given.split(",") if isinstance(given, str) else list(given)
-    try:
-        fitness.check(queues or ["media"], context.get())
-    except fitness.Unfit as unfit:
-        raise SystemExit(f"this worker cannot start: {unfit}") from unfit
+def _queues(options: dict[str, Any]) -> list[str]:
+    given = options.get("queues") or []
+    return given.split(",") if isinstance(given, str) else list(given)
 
 
 @signals.worker_ready.connect

@@ -22,7 +22,7 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponse, JsonResponse
 
-from jobs import figures
+from jobs import context, figures, safety
 from jobs.models import Worker
 
 PROBE_SECONDS: Final = 2.0
@@ -91,17 +91,24 @@ def workers_by_queue() -> dict[str, int]:
 
 
 def safety_mode() -> str:
-    """Return what every live worker can judge pictures by: classifier or prompt_only."""
+    """Return how pictures are judged: classifier, or prompt_only where nobody does.
+
+    ``classifier_unreachable``: they should be, and no live worker does; jobs wait.
+    """
     alive = Now() - timedelta(seconds=WORKER_SILENT_SECONDS)
     try:
-        modes = set(
+        rows = list(
             Worker.objects.filter(seen_at__gt=alive)
             .exclude(safety="")
-            .values_list("safety", flat=True)
+            .values_list("safety", "queues")
         )
     except (DatabaseError, psycopg.Error):
         return "unknown"
-    return "classifier" if modes == {"classifier"} else "prompt_only"
+    modes = {mode for mode, _ in rows}
+    if safety.PROMPT_ONLY in modes or not (modes or safety.is_on(context.get())):
+        return safety.PROMPT_ONLY
+    has_judge = any(safety.QUEUE in queues for _, queues in rows)
+    return safety.CLASSIFIER if has_judge else "classifier_unreachable"
 
 
 def redis_answers() -> bool:

@@ -311,7 +311,7 @@ WORK_DIR = Path(env.text("WORK_DIR", str(ZOETROPE_HOME / "work")))
 C2PA_CERTIFICATE = env.text("C2PA_CERTIFICATE", "")
 C2PA_KEY = env.text("C2PA_KEY", "")
 C2PA_TIMESTAMP_URL = env.text("C2PA_TIMESTAMP_URL", "")
-# Start no worker that cannot judge pictures
+# No job passes without the picture classifier; without weights the stack does not start
 SAFETY_REQUIRE_CLASSIFIER = env.boolean("SAFETY_REQUIRE_CLASSIFIER", False)
 SAFETY_THRESHOLD = env.number("SAFETY_THRESHOLD", 0.8)  # flagged from this score on
 UPSCALE_DEVICE = env.text("UPSCALE_DEVICE", "auto")  # auto, cuda, cpu or off

@@ -14,7 +14,8 @@ import httpx
 from django.conf import settings
 
 from inference.catalogue import MODELS
-from project import embedded, state
+from jobs import safety
+from project import embedded, state, wiring
 from project.supervisor import Process, Supervisor, last_lines
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -34,17 +35,27 @@ class Worker:
 
 
 def workers() -> list[Worker]:
-    """Return the workers of this machine, with one for GPU_MODELS if any are named."""
+    """Return the workers of this machine.
+
+    One for GPU_MODELS is there if any are named, one for the picture classifier if its
+    weights are there or SAFETY_REQUIRE_CLASSIFIER demands it.
+    """
     providers = tuple(f"provider.{name}" for name in settings.PROVIDERS)
     gpu = gpu_queues(settings.GPU_MODELS)
     return [
         *([Worker("gpu", gpu, 1)] if gpu else []),
+        *([Worker("safety", (safety.QUEUE,), 1)] if screens() else []),
         Worker("media", ("media",), settings.MEDIA_THREADS),
         Worker("cpu", ("cpu",), settings.CPU_THREADS),
         Worker("cpu-test", ("cpu.test",), settings.CPU_TEST_THREADS),
         Worker("provider", providers, settings.PROVIDER_THREADS),
         Worker("webhook", ("webhook",), settings.WEBHOOK_THREADS),
     ]
+
+
+def screens() -> bool:
+    """Return whether jobs of this installation go by the safety worker."""
+    return safety.is_on(wiring.context())
 
 
 def gpu_queues(models: Iterable[str]) -> tuple[str, ...]:

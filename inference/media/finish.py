@@ -26,12 +26,12 @@ from PIL import Image
 
 from inference.contracts import Artifact, Context, OutputPlan
 from inference.errors import EngineFailed
-from inference.media import audio, provenance, safety, upscale
+from inference.media import audio, provenance, upscale
 from inference.media.ambience import Ambience, scenes_in
 from inference.media.encode import Encoder
 from inference.media.frames import fit, read_frames, read_pictures
 from inference.media.probe import UnusableVideo, VideoFacts, probe
-from inference.media.stills import Stills, rgb
+from inference.media.stills import Stills
 from inference.media.watermark import Watermark
 
 if TYPE_CHECKING:
@@ -47,36 +47,14 @@ SHORT_SECONDS: Final = 0.25
 TEXT_TO_AUDIO: Final = "inference.engines.audio_diffusers:DiffusersSound"
 
 
-@dataclass(frozen=True)
-class Tools:
-    """What finishing needs besides the plan; see `tools_for`."""
+def signer_for(context: Context) -> provenance.Credential:
+    """Return what files are signed with here.
 
-    signer: provenance.Credential
-    safety: safety.Safety
-
-
-def tools_for(context: Context) -> Tools:
-    """Return the tools this host has.
-
-    Options: ``certificate``, ``private_key``, ``timestamp_url``, ``signing_folder``;
-    ``safety_required``, ``safety_threshold``. Raises WeightsMissing when the safety
-    classifier is required and cannot run here: call it at start to fail then.
+    Options: ``certificate``, ``private_key``, ``timestamp_url``, ``signing_folder``.
     """
     options = context.options
     home = Path(options.get("signing_folder") or context.workdir.parent / "signing")
-    return Tools(
-        signer=provenance.credential(options, home=home),
-        safety=_safety(
-            context.weights,
-            required=bool(options.get("safety_required")),
-            threshold=float(options.get("safety_threshold", safety.THRESHOLD)),
-        ),
-    )
-
-
-@functools.lru_cache(maxsize=4)
-def _safety(weights: Path, *, required: bool, threshold: float) -> safety.Safety:
-    return safety.load(weights, required=required, threshold=threshold)
+    return provenance.credential(options, home=home)
 
 
 @functools.lru_cache(maxsize=4)
@@ -106,20 +84,18 @@ def finish(
 
     ``key`` is the storage key without an ending, ``folder`` a folder of the caller's.
     Raises what the frames raise, EngineFailed when they are not as planned,
-    InputRejected for an unusable sound file, and ContentBlocked; then nothing is kept.
+    and InputRejected for an unusable sound file; then nothing is kept.
     """
-    tools = tools_for(context)
     with ThreadPoolExecutor(1, thread_name_prefix="sound") as pool:
         # Made while the frames are: x264 leaves room on a second core.
         sound = pool.submit(_sound, output, context, folder)
-        made = _encode(frames, output, context, tools, folder)
+        made = _encode(frames, output, context, folder)
         track, told = sound.result()
     return _deliver(
         # A silent file stays as the encoder left it: its index is in front already.
         _muxed(made.video, track, folder) if track else made.video,
         output,
         context,
-        tools,
         stills=made.stills,
         notes={**made.notes, **told},
         has_sound=track is not None,
@@ -152,20 +128,18 @@ def finish_file(
                 frames_of(source, output), output, context, key=key, folder=folder
             )
         return _finish_with_its_sound(source, output, context, key=key, folder=folder)
-    tools = tools_for(context)
     track, told = (
         (source, {"audio": {"by": "provider"}})
         if keeps
         else _sound(output, context, folder)
     )
-    stills, notes = _look_through(source, output, tools, folder)
+    stills = _look_through(source, output, folder)
     return _deliver(
         _muxed(source, track, folder),
         output,
         context,
-        tools,
         stills=stills,
-        notes={"upscaler": "none", "remuxed": True, **notes, **told},
+        notes={"upscaler": "none", "remuxed": True, **told},
         has_sound=track is not None,
         key=key,
         folder=folder,
@@ -180,16 +154,14 @@ def revoice(
     The picture's packets are copied; its marks are in them already. ``output`` must
     plan the size, rate and frames the file has.
     """
-    tools = tools_for(context)
     track, told = _sound(output, context, folder)
-    stills, notes = _look_through(source, output, tools, folder)
+    stills = _look_through(source, output, folder)
     return _deliver(
         _muxed(source, track, folder),
         output,
         context,
-        tools,
         stills=stills,
-        notes={"upscaler": "none", "remuxed": True, **notes, **told},
+        notes={"upscaler": "none", "remuxed": True, **told},
         has_sound=track is not None,
         key=key,
         folder=folder,
@@ -199,8 +171,7 @@ def revoice(
 def _finish_with_its_sound(
     source: Path, output: OutputPlan, context: Context, *, key: str, folder: Path
 ) -> Artifact:
-    tools = tools_for(context)
-    made = _encode(frames_of(source, output), output, context, tools, folder)
+    made = _encode(frames_of(source, output), output, context, folder)
     track = folder / "sound.m4a"
     own = audio.read_track(source)
     audio.write_track(audio.fit(own, seconds=output.seconds), track)
@@ -208,7 +179,6 @@ def _finish_with_its_sound(
         _muxed(made.video, track, folder),
         output,
         context,
-        tools,
         stills=made.stills,
         notes={**made.notes, "audio": {"by": "provider"}},
         has_sound=True,
@@ -231,13 +201,12 @@ def _encode(
     frames: Iterator[Frame],
     output: OutputPlan,
     context: Context,
-    tools: Tools,
     folder: Path,
 ) -> _Made:
     """Encode in a thread of its own, so that the engine never waits for x264."""
     line: queue.Queue[Frame | None] = queue.Queue(QUEUED_FRAMES)
     with ThreadPoolExecutor(1, thread_name_prefix="encode") as pool:
-        press = pool.submit(_press, line, output, context, tools, folder)
+        press = pool.submit(_press, line, output, context, folder)
         try:
             for frame in frames:
                 _pass_on(frame, line, press)
@@ -284,7 +253,6 @@ def _press(
     line: queue.Queue[Frame | None],
     output: OutputPlan,
     context: Context,
-    tools: Tools,
     folder: Path,
 ) -> _Made:
     frame = line.get()
@@ -298,7 +266,6 @@ def _press(
         options=context.options,
     )
     marks = Watermark(width, height, visible=output.watermark, test=output.test_mark)
-    sample = _sample(output, tools)
     stills = Stills(output.frames, fps=output.fps, folder=folder)
     video = folder / "video.mp4"
     big = enlarging.enlarge(frame)
@@ -315,33 +282,14 @@ def _press(
             if shown is None or shown[0] is not frame or frame.flags.writeable:
                 big = enlarging.enlarge(frame)
                 picture = encoder.convert(big)
-                if sample.wants_next():
-                    sample.keep(rgb(picture, longest=safety.SAMPLE_SIDE))
                 marks.burn_picture(picture)
                 shown = frame, picture
-            elif sample.wants_next():
-                sample.keep(rgb(shown[1], longest=safety.SAMPLE_SIDE))
             stills.see(shown[1])
             encoder.put(shown[1])
             frame = line.get()
         if encoder.frames != output.frames:
             raise EngineFailed(f"{encoder.frames} frames of {output.frames} were made")
-    judged = _judge(sample, output, tools)
-    return _Made(video, stills, {"upscaler": enlarging.label, **judged})
-
-
-def _sample(output: OutputPlan, tools: Tools) -> safety.FrameSample:
-    looks = tools.safety.mode == "classifier" and output.safety != "off"
-    return safety.FrameSample(output.frames if looks else 0)
-
-
-def _judge(
-    sample: safety.FrameSample, output: OutputPlan, tools: Tools
-) -> dict[str, Any]:
-    if output.safety == "off":
-        return {"safety": {"mode": "off"}}
-    noted = safety.enforce(tools.safety.frames(sample), output.safety)
-    return {"safety": {"mode": tools.safety.mode, **noted}}
+    return _Made(video, stills, {"upscaler": enlarging.label})
 
 
 def frames_of(source: Path, output: OutputPlan) -> Iterator[Frame]:
@@ -394,17 +342,12 @@ def _is_as_ordered(facts: VideoFacts, output: OutputPlan) -> bool:
     )
 
 
-def _look_through(
-    video: Path, output: OutputPlan, tools: Tools, folder: Path
-) -> tuple[Stills, dict[str, Any]]:
-    """Return the pictures beside a finished video, and what safety says of it."""
-    sample = _sample(output, tools)
+def _look_through(video: Path, output: OutputPlan, folder: Path) -> Stills:
+    """Return the pictures beside a finished video."""
     stills = Stills(output.frames, fps=output.fps, folder=folder)
     for picture in read_pictures(video):
-        if sample.wants_next():
-            sample.keep(rgb(picture, longest=safety.SAMPLE_SIDE))
         stills.see(picture)
-    return stills, _judge(sample, output, tools)
+    return stills
 
 
 # -- sound ---------------------------------------------------------------------------
@@ -451,7 +394,6 @@ def _deliver(
     video: Path,
     output: OutputPlan,
     context: Context,
-    tools: Tools,
     *,
     stills: Stills,
     notes: Mapping[str, Any],
@@ -470,7 +412,7 @@ def _deliver(
             model=output.model,
             reference=output.reference,
             generated=output.generated,
-            signer=tools.signer,
+            signer=signer_for(context),
         )
         facts = verify(signed, output, has_sound=has_sound)
         stored = context.storage.put_file(

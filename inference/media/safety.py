@@ -1,9 +1,8 @@
 """Safety: rules for prompts, a classifier for pictures, and what a policy does with both.
 
-Prompt rules always run. Pictures (the input, and frames sampled from the output) are
-judged by a ViT classifier whose weights lie in ``weights/safety``; without them, or
-without torch, ``Safety.mode`` says ``prompt_only``. ``required=True`` refuses to start
-then. Some rules no policy lifts. Torch is only imported when weights are there.
+Prompt rules always run. Pictures (the input, and frames sampled from the finished file)
+are judged by a ViT classifier whose weights lie in ``weights/safety``. Some rules no
+policy lifts. Torch is only imported when a classifier is loaded.
 """
 
 from __future__ import annotations
@@ -15,23 +14,17 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 from PIL import Image
 
 from inference.errors import ContentBlocked, WeightsMissing
 
 if TYPE_CHECKING:
-    from inference.contracts import Frame, SafetyPolicy
-
-Mode = Literal["classifier", "prompt_only"]
+    from inference.contracts import SafetyPolicy
 
 FOLDER = "safety"
 THRESHOLD = 0.8
-SAMPLED_FRAMES = 8
-#: Longest side of a kept sample; the classifier looks at 224 pixels.
-SAMPLE_SIDE = 384
 
 
 @dataclass(frozen=True)
@@ -49,37 +42,22 @@ class Classifier(Protocol):
         """Return for each picture how surely it is unsafe, 0..1."""
 
 
-class Safety:
-    """The checks of one process. Build with `load`; ask, then `enforce`."""
+class Judge:
+    """Judges pictures; the worst of several decides. Get one by `load`."""
 
-    def __init__(
-        self, classifier: Classifier | None = None, *, threshold: float = THRESHOLD
-    ) -> None:
+    def __init__(self, classifier: Classifier, *, threshold: float = THRESHOLD) -> None:
         self._classifier = classifier
         self._threshold = threshold
 
-    @property
-    def mode(self) -> Mode:
-        return "prompt_only" if self._classifier is None else "classifier"
+    def inputs(self, paths: Sequence[Path]) -> Verdict:
+        """Judge prepared (already safely re-encoded) pictures."""
+        return self._judge([_opened(path) for path in paths], reason="input_image")
 
-    def prompt(self, text: str) -> Verdict:
-        return judge_prompt(text)
-
-    def image(self, path: Path) -> Verdict:
-        """Judge a prepared (already safely re-encoded) picture."""
-        if self._classifier is None:
-            return Verdict()
-        with Image.open(path) as image:
-            return self._judge([image.convert("RGB")], reason="input_image")
-
-    def frames(self, sample: FrameSample) -> Verdict:
-        if self._classifier is None or not sample.images:
-            return Verdict()
-        return self._judge(sample.images, reason="output_frames")
+    def frames(self, images: Sequence[Image.Image]) -> Verdict:
+        """Judge what `sampling.sample` took from a video."""
+        return self._judge(images, reason="output_frames")
 
     def _judge(self, images: Sequence[Image.Image], *, reason: str) -> Verdict:
-        if self._classifier is None:
-            return Verdict()
         worst = max(self._classifier.scores(images))
         flagged = worst >= self._threshold
         return Verdict(
@@ -87,51 +65,35 @@ class Safety:
         )
 
 
-class FrameSample:
-    """Keeps a few small copies, evenly spread, of the frames that stream past."""
-
-    def __init__(self, total: int, *, count: int = SAMPLED_FRAMES) -> None:
-        self.images: list[Image.Image] = []
-        spread = np.linspace(0, max(0, total - 1), min(count, total))
-        self._wanted = {round(index) for index in spread}
-        self._seen = 0
-
-    def wants_next(self) -> bool:
-        """Count one frame; say whether it is one of those to `keep`."""
-        self._seen += 1
-        return self._seen - 1 in self._wanted
-
-    def keep(self, frame: Frame) -> None:
-        image = Image.fromarray(frame)
-        image.thumbnail((SAMPLE_SIDE, SAMPLE_SIDE))
-        self.images.append(image)
+def _opened(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("RGB")
 
 
-def load(
-    weights: Path, *, required: bool = False, threshold: float = THRESHOLD
-) -> Safety:
-    """Return the checks this host can do.
+def load(weights: Path, *, threshold: float = THRESHOLD) -> Judge:
+    """Return the judge whose classifier lies in ``weights/safety``.
 
-    ``required`` is for a policy that demands the classifier: raises WeightsMissing,
-    naming the folder, when it cannot run here.
+    Raises WeightsMissing, naming the folder or torch, when it cannot run here.
     """
-    folder = weights / FOLDER
-    missing = what_is_missing(weights)
-    if not missing:
-        model = importlib.import_module("inference.media.safety_classifier")
-        return Safety(model.ViTClassifier(folder), threshold=threshold)
-    if required:
-        raise WeightsMissing(f"the safety policy demands the classifier: {missing}")
-    return Safety(threshold=threshold)
+    if missing := what_is_missing(weights):
+        raise WeightsMissing(missing)
+    model = importlib.import_module("inference.media.safety_classifier")
+    return Judge(model.ViTClassifier(weights / FOLDER), threshold=threshold)
+
+
+def has_weights(weights: Path) -> bool:
+    return (weights / FOLDER / "config.json").exists()
 
 
 def what_is_missing(weights: Path) -> str:
     """Say why the classifier cannot run here, or answer ""; loads nothing."""
-    folder = weights / FOLDER
-    if not (folder / "config.json").exists():
-        return f"no classifier weights in {folder}"
+    if not has_weights(weights):
+        return f"no classifier weights in {weights / FOLDER}"
     if importlib.util.find_spec("torch") is None:
-        return "torch is not installed on this worker"
+        return (
+            f"torch is not installed here (requirements/gpu.txt), and "
+            f"{weights / FOLDER} holds weights that need it"
+        )
     return ""
 
 

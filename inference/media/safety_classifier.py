@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageClassification
 
 from inference.errors import WeightsMissing
@@ -28,7 +29,7 @@ class ViTClassifier:
             self._model = AutoModelForImageClassification.from_pretrained(
                 folder, config=config, local_files_only=True
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise WeightsMissing(f"{folder}: {error}") from error
         self._unsafe = [
             index

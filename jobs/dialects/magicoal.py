@@ -268,7 +268,7 @@ def _position(job: JobView) -> tuple[str, str, int]:
     if job.status == "queued":
         return "queued", "queued", QUEUED_PROGRESS
     share = min(max(job.progress, 0.0), 1.0)
-    if job.status == "running" and job.step in ("collect", "finish", "done"):
+    if job.status == "running" and job.step in ("collect", "finish", "review", "done"):
         return "generating", "saving", _between(SAVING_FROM, COMPLETED - 1, share)
     progress = _between(GENERATING_FROM, SAVING_FROM, share)
     if job.status == "running":

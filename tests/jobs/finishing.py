@@ -22,7 +22,7 @@ from jobs.claims import Held
 from jobs.models import Job
 from jobs.states import Status
 
-QUEUES = ("media", "cpu", "cpu.test")
+QUEUES = ("media", "safety", "cpu", "cpu.test")
 PHOTO = Path(__file__).parents[1] / "photos" / "chelsea.jpg"
 
 

@@ -153,7 +153,7 @@ def test_the_words_are_never_longer_than_the_model_takes(world: Any) -> None:
     request = make_request(
         model.name, prompt="x" * model.prompt_max, prompt_expansion=True, seed=1
     )
-    guard = safety.Guard("block", world)
+    guard = safety.Guard("block")
     words = preparing.words_of(request, {"kind": "engine"}, guard, world)
     assert len(words["prompt"]) <= model.prompt_max
 
@@ -161,7 +161,7 @@ def test_the_words_are_never_longer_than_the_model_takes(world: Any) -> None:
 def test_a_provider_that_expands_itself_gets_the_customers_words(world: Any) -> None:
     request = make_request("wan2.6-i2v", prompt="a cat", prompt_expansion=True, seed=1)
     route = {"kind": "provider", "runner": "dashscope", "profile": "wan2.6-i2v"}
-    guard = safety.Guard("block", world)
+    guard = safety.Guard("block")
     words = preparing.words_of(request, route, guard, world)
     assert words == {"expansion": "provider:dashscope"}
     names: dict[str, Any] = {

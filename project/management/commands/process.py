@@ -14,7 +14,8 @@ from django.conf import settings
 from django.core.checks import Tags
 from django.core.management.base import BaseCommand, CommandError
 
-from project import stack
+from jobs import fitness, safety
+from project import stack, wiring
 from project.management.commands.worker_gpu import check
 
 
@@ -36,9 +37,19 @@ class Command(BaseCommand):
         }
         if name == "worker-gpu":
             check(settings.GPU_MODELS)
+        if name == "worker-safety":
+            check_safety()
         if name not in table:
             raise CommandError(f"{name} is none of {', '.join(table)}")
         process = table[name]
         if process.cwd:
             os.chdir(process.cwd)
         os.execve(process.argv[0], list(process.argv), {**os.environ, **process.env})  # noqa: S606  # it takes our place
+
+
+def check_safety() -> None:
+    """Say what its worker lacks; without weights it is not in the table either."""
+    try:
+        fitness.check([safety.QUEUE], wiring.context())
+    except fitness.Unfit as unfit:
+        raise CommandError(f"cannot start: {unfit}") from unfit

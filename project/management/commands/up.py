@@ -41,7 +41,8 @@ class Command(BaseCommand):
 
         try:
             # Said here at once, not by each worker in its log.
-            fitness.check(["media"], wiring.context())
+            queues = [name for worker in stack.workers() for name in worker.queues]
+            fitness.check(queues, wiring.context())
             stack.run(settings.ZOETROPE_HOME, say, on_ready=ready)
         except Stopped as reason:
             say(f"stopped by {reason}")

@@ -11,13 +11,11 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from inference.contracts import AudioPlan, OutputPlan
 from inference.errors import (
-    ContentBlocked,
     EngineFailed,
     InputRejected,
     OutOfMemory,
-    WeightsMissing,
 )
-from inference.media import audio, finish, provenance, safety
+from inference.media import audio, finish, provenance
 from inference.media.audio import Sound
 from inference.media.probe import UnusableVideo, probe
 from inference.media.watermark import Watermark
@@ -90,7 +88,6 @@ def test_the_file_is_what_was_ordered_and_says_so(context, folder):
     assert artifact.sha256 == context.storage.stat(artifact.key).sha256
     assert artifact.notes["upscaler"] == "none"
     assert artifact.notes["audio"] is None
-    assert artifact.notes["safety"] == {"mode": "prompt_only"}
 
 
 def test_colours_survive(context, folder):
@@ -271,48 +268,6 @@ def test_an_engines_error_comes_through_and_nothing_is_kept(context, folder):
     with pytest.raises(OutOfMemory):
         _finished(PLAN, context, folder, broken())
     assert not list(context.storage.list())
-
-
-class _Suspicious:
-    """Finds the bright frames at the clip's end unsafe."""
-
-    def scores(self, images):
-        return [0.99 if np.asarray(image).mean() > 120 else 0.01 for image in images]
-
-
-@pytest.fixture
-def suspicious(monkeypatch):
-    checks = safety.Safety(_Suspicious())
-    monkeypatch.setattr(finish, "_safety", lambda *_, **__: checks)
-
-
-@pytest.mark.usefixtures("suspicious")
-def test_a_blocked_result_keeps_nothing(context, folder):
-    with pytest.raises(ContentBlocked):
-        _finished(PLAN, context, folder)
-    assert not list(context.storage.list())
-
-
-@pytest.mark.usefixtures("suspicious")
-@pytest.mark.parametrize(
-    ("policy", "told"),
-    [
-        (
-            "flag",
-            {"mode": "classifier", "flagged": ["output_frames"], "score": 0.99},
-        ),
-        ("off", {"mode": "off"}),
-    ],
-)
-def test_other_policies_deliver_and_say_so(context, folder, policy, told):
-    artifact, _ = _finished(replace(PLAN, safety=policy), context, folder)
-    assert artifact.notes["safety"] == told
-
-
-def test_a_required_classifier_that_is_missing_stops_the_start(context):
-    demanding = replace(context, options={"safety_required": True})
-    with pytest.raises(WeightsMissing):
-        finish.tools_for(demanding)
 
 
 # -- somebody else's clip

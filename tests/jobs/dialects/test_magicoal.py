@@ -117,6 +117,7 @@ def test_progress_stays_in_the_documented_ranges_and_never_falls() -> None:
         for status, step in (("running", "generate"), ("running", "finish"))
         for share in range(51)
     ]
+    seen.append(("running", "review", 1.0))
     last = 25
     for status, step, share in seen:
         job = pairs.view_of(
