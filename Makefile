@@ -16,6 +16,8 @@ PIP := $(PY) -m pip install --disable-pip-version-check
 PYTHON ?= $(shell for name in python3.11 python3.12 python3; do \
 	$$name -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
 	2>/dev/null && command -v $$name && break; done)
+# A picture classifier, if one is there: its worker needs PyTorch.
+JUDGE := $(wildcard $(or $(WEIGHTS_DIR),$(or $(ZOETROPE_HOME),.data)/weights)/safety/config.json)
 WORKERS ?= 2
 CODE := manage.py project jobs billing inference tests $(wildcard benchmarks)
 
@@ -46,10 +48,10 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.gpu
 	@touch $@
 
 # --- run ------------------------------------------------------------------------------
-demo: $(VENV)/$(if $(filter wan%,$(MODEL)),.gpu,.base)
+demo: $(VENV)/$(if $(filter wan%,$(MODEL))$(JUDGE),.gpu,.base)
 	@$(PY) manage.py demo --stop-with-parent $(if $(MODEL),--model $(MODEL)) $(if $(PROVIDER),--provider $(PROVIDER))
 
-up: $(VENV)/.base
+up: $(VENV)/$(if $(JUDGE),.gpu,.base)
 	@$(PY) manage.py up --stop-with-parent
 
 worker-gpu: $(VENV)/.gpu

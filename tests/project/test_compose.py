@@ -39,12 +39,13 @@ OURS = [name for name, s in SERVICES.items() if s["image"].startswith("zoetrope-
 def processes_of_the_stack(monkeypatch: pytest.MonkeyPatch) -> list[Process]:
     served = next(name for name in MODELS if stack.gpu_queues([name]))
     monkeypatch.setattr(settings, "GPU_MODELS", [served], raising=False)
+    monkeypatch.setattr(settings, "SAFETY_REQUIRE_CLASSIFIER", True)
     return stack.processes(port=8000, flower_port=5555, env={})
 
 
 def test_every_process_of_the_stack_has_a_service(monkeypatch):
     names = {process.name for process in processes_of_the_stack(monkeypatch)}
-    assert "worker-gpu" in names
+    assert {"worker-gpu", "worker-safety"} <= names
     services = {"postgres", "redis", "s3", "migrate"}
     assert set(SERVICES) == names | services
 
@@ -138,10 +139,19 @@ def test_nothing_of_ours_starts_before_the_database_is_migrated():
         assert condition == "service_completed_successfully"
 
 
-def test_gpu_workers_are_off_by_default():
-    off = {name for name, service in SERVICES.items() if service.get("profiles")}
-    assert off == {"worker-gpu"}
-    assert SERVICES["worker-gpu"]["profiles"] == ["gpu"]
+def test_what_needs_torch_is_off_by_default_and_has_an_image_of_its_own():
+    off = {n: s["profiles"] for n, s in SERVICES.items() if s.get("profiles")}
+    assert off == {"worker-gpu": ["gpu"], "worker-safety": ["safety"]}
+    for name in OURS:
+        image = "gpu" if name in off else "app"
+        assert SERVICES[name]["image"] == f"zoetrope-{image}:${{RELEASE:-local}}"
+        if name in off:
+            assert SERVICES[name]["build"]["target"] == "gpu"
+
+
+def test_whoever_decides_that_a_picture_is_judged_sees_the_weights_the_judge_has():
+    for name in ("web", "worker-media", "worker-safety"):
+        assert "${WEIGHTS_DIR:-weights}:/weights" in SERVICES[name]["volumes"]
 
 
 def test_the_image_is_made_of_nothing_but_the_code():
