@@ -266,8 +266,8 @@ def _next_route(job: Job, tried: list[str]) -> routing.Choice | None:
 
 
 def _wanted_no_more(job: Job) -> ProviderErrand.Kind:
-    """Return what to tell a provider whose job is left for another route."""
-    is_made = job.step == Step.COLLECT
+    """Return what to tell a provider of a job that nobody waits for at its step."""
+    is_made = job.step in (Step.COLLECT, Step.FINISH, Step.REVIEW)
     return ProviderErrand.Kind.DELETE if is_made else ProviderErrand.Kind.CANCEL
 
 
@@ -541,9 +541,7 @@ def _give_back(job: Job) -> None:
 
 def _after_close(job: Job, event: str) -> None:
     JobUpload.objects.filter(job_id=job.pk).delete()
-    is_made = event == "job.succeeded"
-    kinds = ProviderErrand.Kind
-    _leave_errand(job.pk, kinds.DELETE if is_made else kinds.CANCEL)
+    _leave_errand(job.pk, _wanted_no_more(job))
     webhooks.announce(job.pk, event)
     limit = accounts.terms_of_account(job.account_id).max_running
     freed = slots.fill(account_id=job.account_id, mode=job.mode, limit=limit)

@@ -34,12 +34,13 @@ from jobs import (
 )
 from jobs import safety as policies
 from jobs.claims import Held
-from jobs.models import Job, JobUpload, Worker
+from jobs.models import Job, JobUpload, ProviderErrand, Worker
 from jobs.requests import Picture, Sound
 from jobs.states import Status, Step
 from project import stack
 from tests import classifier
 from tests.factories import credential, make_account, make_job, make_key, png
+from tests.jobs import providers_world
 from tests.jobs.finishing import site, stored, work, world
 
 __all__ = ["site", "world"]
@@ -236,6 +237,33 @@ class TestWithTheClassifier:
         assert steps_of(job)[2:] == ["generate", "finish", "review"]
         assert list(job.master) == ["key", "width", "height"]  # the clip, for an hour
         routing.forget()
+
+    @pytest.mark.parametrize("color", ["black", "white"])
+    def test_what_a_provider_made_is_reviewed_and_its_copy_deleted_there(
+        self, alice: Account, color: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        unsafe = Verdict(flagged=color == "white", reasons=("output_frames",))
+        monkeypatch.setattr(Judge, "frames", lambda *_: unsafe)
+        with providers_world.start("dashscope") as fake:
+            providers_world.enter(fake)
+            job = providers_world.order(alice, "dashscope", image=BLACK)
+            for queue in ("media", "safety", "provider.dashscope"):
+                do(queue)
+            providers_world.finish_there(fake)
+            providers_world.look()
+            for queue in ("provider.dashscope", "media", "safety"):
+                do(queue)
+        job.refresh_from_db()
+        assert steps_of(job) == [
+            *("prepare", "screen", "submit", "collect", "finish", "review")
+        ]
+        [errand] = ProviderErrand.objects.all()
+        assert (errand.kind, errand.provider_job_id) == ("delete", job.provider_job_id)
+        if color == "black":
+            assert job.status == Status.SUCCEEDED
+        else:
+            assert job.error_code == "content_blocked"
+            assert_nothing_is_left(job, alice)
 
     def test_another_sound_under_a_reviewed_picture_is_not_reviewed_again(
         self, alice: Account
