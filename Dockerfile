@@ -1,4 +1,4 @@
-# Zoetrope's images: `app` runs everything but GPU workers, `gpu` adds PyTorch.
+# Zoetrope's images: `app` runs everything but GPU and safety workers, `gpu` adds PyTorch.
 # Plain Dockerfile syntax: builds with and without BuildKit.
 FROM python:3.11-slim-bookworm AS app
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from django.contrib import admin
 from django.http import HttpRequest
 
+from jobs import safety
 from jobs.models import Worker
 from jobs.routing import STANDARD_QUEUES
 
@@ -47,4 +48,5 @@ def one_of(
 
 def known_queues() -> list[str]:
     served = Worker.objects.values_list("queues", flat=True)
-    return sorted({*STANDARD_QUEUES, *(name for queues in served for name in queues)})
+    known = {*STANDARD_QUEUES, safety.QUEUE}
+    return sorted(known.union(*served))

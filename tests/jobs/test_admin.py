@@ -170,6 +170,17 @@ def test_the_job_page_shows_what_happened_its_money_and_its_video(
 # ------------------------------------------------------------------------ the acts
 
 
+def test_jobs_that_wait_for_a_safety_worker_are_found_though_there_is_none(
+    olga: Client, alice: Account
+) -> None:
+    job, other = make_job(alice), make_job(alice)
+    Job.objects.filter(pk=job.pk).update(step=Step.SCREEN, queue="safety")
+    shown = olga.get("/admin/jobs/job/?queue=safety").content.decode()
+    assert str(job.pk) in shown
+    assert str(other.pk) not in shown
+    assert "?queue=safety" in olga.get("/admin/jobs/job/").content.decode()
+
+
 def test_cancel_gives_the_hold_back_and_says_who_and_why(
     olga: Client, alice: Account
 ) -> None:
