@@ -128,22 +128,11 @@ def finish_file(
                 frames_of(source, output), output, context, key=key, folder=folder
             )
         return _finish_with_its_sound(source, output, context, key=key, folder=folder)
-    track, told = (
-        (source, {"audio": {"by": "provider"}})
-        if keeps
-        else _sound(output, context, folder)
-    )
-    stills = _look_through(source, output, folder)
-    return _deliver(
-        _muxed(source, track, folder),
-        output,
-        context,
-        stills=stills,
-        notes={"upscaler": "none", "remuxed": True, **told},
-        has_sound=track is not None,
-        key=key,
-        folder=folder,
-    )
+    if keeps:
+        sound: _Voice = source, {"audio": {"by": "provider"}}
+    else:
+        sound = _sound(output, context, folder)
+    return _repack(source, sound, output, context, key=key, folder=folder)
 
 
 def revoice(
@@ -154,18 +143,8 @@ def revoice(
     The picture's packets are copied; its marks are in them already. ``output`` must
     plan the size, rate and frames the file has.
     """
-    track, told = _sound(output, context, folder)
-    stills = _look_through(source, output, folder)
-    return _deliver(
-        _muxed(source, track, folder),
-        output,
-        context,
-        stills=stills,
-        notes={"upscaler": "none", "remuxed": True, **told},
-        has_sound=track is not None,
-        key=key,
-        folder=folder,
-    )
+    sound = _sound(output, context, folder)
+    return _repack(source, sound, output, context, key=key, folder=folder)
 
 
 def _finish_with_its_sound(
@@ -342,20 +321,40 @@ def _is_as_ordered(facts: VideoFacts, output: OutputPlan) -> bool:
     )
 
 
-def _look_through(video: Path, output: OutputPlan, folder: Path) -> Stills:
-    """Return the pictures beside a finished video."""
+def _repack(
+    source: Path,
+    sound: _Voice,
+    output: OutputPlan,
+    context: Context,
+    *,
+    key: str,
+    folder: Path,
+) -> Artifact:
+    """Deliver ``source`` with its picture's packets as they are."""
+    track, told = sound
     stills = Stills(output.frames, fps=output.fps, folder=folder)
-    for picture in read_pictures(video):
+    for picture in read_pictures(source):
         stills.see(picture)
-    return stills
+    return _deliver(
+        _muxed(source, track, folder),
+        output,
+        context,
+        stills=stills,
+        notes={"upscaler": "none", "remuxed": True, **told},
+        has_sound=track is not None,
+        key=key,
+        folder=folder,
+    )
 
 
 # -- sound ---------------------------------------------------------------------------
 
 
-def _sound(
-    output: OutputPlan, context: Context, folder: Path
-) -> tuple[Path | None, dict[str, Any]]:
+#: An AAC track of the clip's length, if any, and what the job says of it.
+_Voice = tuple[Path | None, dict[str, Any]]
+
+
+def _sound(output: OutputPlan, context: Context, folder: Path) -> _Voice:
     """Write the planned sound as AAC of the clip's length; return it and what it is."""
     plan = output.audio
     if plan.mode == "none":
