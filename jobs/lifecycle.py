@@ -71,10 +71,12 @@ def advance(claim: Claim, step: Step, *, queue: str, **changes: Any) -> None:
     confirm_canceled(claim)
 
 
-def keep_for_review(claim: Claim, artifact: Artifact, *, work_seconds: float) -> None:
+def keep_for_review(
+    claim: Claim, artifact: Artifact, *, work_seconds: float, **changes: Any
+) -> None:
     """Send the finished file to be looked at; until then no customer sees it.
 
-    It is kept in ``master``, which nobody shows; ``succeed`` makes it the output.
+    ``changes`` are further facts to write. The file is kept in ``master``, which nobody shows; ``succeed`` makes it the output.
     """
     master = {**claims.load(claim).master, MADE: _output(artifact)}
     advance(
@@ -83,6 +85,7 @@ def keep_for_review(claim: Claim, artifact: Artifact, *, work_seconds: float) ->
         queue=safety.QUEUE,
         master=master,
         work_seconds=F("work_seconds") + work_seconds,
+        **changes,
     )
 
 
@@ -106,8 +109,13 @@ def announce_running(claim: Claim) -> None:
 # -------------------------------------------------------------------- closing
 
 
-def succeed(claim: Claim, artifact: Artifact, *, work_seconds: float = 0.0) -> None:
-    """Close the claimed job with its video and capture the hold."""
+def succeed(
+    claim: Claim, artifact: Artifact, *, work_seconds: float = 0.0, **changes: Any
+) -> None:
+    """Close the claimed job with its video and capture the hold.
+
+    ``changes`` are further facts to write onto the job.
+    """
     job = claims.load(claim)
     with transaction.atomic():
         ledger.lock_wallet(account_id=job.account_id, mode=job.mode)
@@ -122,6 +130,7 @@ def succeed(claim: Claim, artifact: Artifact, *, work_seconds: float = 0.0) -> N
             files_expire_at=Now() + timedelta(seconds=retention),
             charged_millicredits=F("quoted_millicredits"),
             work_seconds=F("work_seconds") + work_seconds,
+            **changes,
         )
         if moved:
             ledger.capture(

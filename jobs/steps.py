@@ -66,8 +66,7 @@ def generate(held: Held) -> None:
             artifact = _finish(job, claim.fence, frames, plan.output, world, folder)
             # Asked after the frames: only then is it known how they were made.
             resolved = {**job.resolved, "fingerprint": dict(engine.fingerprint(plan))}
-            lifecycle.record(claim, resolved=resolved)
-            _hand_over(claim, job, artifact, started)
+            _hand_over(claim, job, artifact, started, resolved=resolved)
             return
         master = _store_master(job, claim.fence, frames, plan, world, folder)
         resolved = {**job.resolved, "fingerprint": dict(engine.fingerprint(plan))}
@@ -172,14 +171,17 @@ def _revoice(held: Held, job: Job) -> None:
     _hand_over(held.claim, job, artifact, started)
 
 
-def _hand_over(claim: Claim, job: Job, artifact: Artifact, started: float) -> None:
+def _hand_over(
+    claim: Claim, job: Job, artifact: Artifact, started: float, **changes: Any
+) -> None:
     """Close the job with its file; or, where a classifier looks, send it there first."""
     mode, seconds = safety.mode_of(job), time.monotonic() - started
     if mode == safety.CLASSIFIER and job.kind != "audio":
-        lifecycle.keep_for_review(claim, artifact, work_seconds=seconds)
+        lifecycle.keep_for_review(claim, artifact, work_seconds=seconds, **changes)
         return
     notes = {**artifact.notes, "safety": {"mode": mode}}
-    lifecycle.succeed(claim, replace(artifact, notes=notes), work_seconds=seconds)
+    artifact = replace(artifact, notes=notes)
+    lifecycle.succeed(claim, artifact, work_seconds=seconds, **changes)
 
 
 def _finish(
