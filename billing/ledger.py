@@ -202,6 +202,13 @@ def _give(
     return given
 
 
+# Two wallets may be told of one payment in the same instant: a wallet's own lock does
+# not make the second wait, and a unique index would only break its transaction.
+_LOCK_PAYMENT: Final = """
+SELECT pg_advisory_xact_lock(hashtextextended('payment:' || %(payment_id)s, 0))
+"""
+
+
 @_in_transaction
 def purchase(
     *,
@@ -215,8 +222,12 @@ def purchase(
     actor: str = "",
     reason: str = "",
 ) -> CreditGrant:
-    """Give what a payment bought, once per payment id over all accounts."""
+    """Give what a payment bought, once per payment id over all accounts.
+
+    Raises ReferenceReused when it was credited to another wallet or another amount.
+    """
     wallet = lock_wallet(account_id=account_id, mode=mode)
+    _rows(_LOCK_PAYMENT, {"payment_id": payment_id})
     paid = (
         Purchase.objects.select_related("grant").filter(payment_id=payment_id).first()
     )

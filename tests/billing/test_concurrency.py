@@ -109,6 +109,26 @@ def test_the_first_hold_of_a_new_test_wallet_may_come_twice() -> None:
     assert ledger.check() == []
 
 
+def test_one_payment_told_for_many_accounts_at_once_is_credited_once() -> None:
+    customers = [make_customer(f"payer {n}") for n in range(12)]
+
+    def pay(number: int, payment_id: str) -> str:
+        return outcome(
+            lambda: ledger.purchase(
+                **customers[number].wallet,
+                payment_id=payment_id,
+                amount_millicredits=10_000,
+            )
+        )
+
+    for payment in range(5):
+        payment_id = f"pay_{payment}"
+        results = Counter(in_threads(12, lambda n, p=payment_id: pay(n, p)))
+        assert results == {"done": 1, "ReferenceReused": 11}
+    assert sum(customer.available for customer in customers) == 50
+    assert ledger.check() == []
+
+
 class Rollback(Exception):
     """Thrown on purpose, to undo what a transaction did."""
 
