@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from django.db import transaction
 from django.db.models.functions import Now, TruncMonth
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 #: First guess for an audio-only job: decode, encode, remux.
 AUDIO_SECONDS = 5.0
+FILES_GONE = "The video's files are no longer kept."
 #: A client library's own retry of a call is recognised for this long.
 RETRY_WINDOW = timedelta(minutes=10)
 
@@ -136,7 +137,7 @@ def submit_audio(
     if source.status != Status.SUCCEEDED or not source.output.get("key"):
         raise NotAcceptableNow("Only a finished video can get another sound.")
     if source.files_deleted_at is not None:
-        raise NotAcceptableNow("The video's files are no longer kept.")
+        raise NotAcceptableNow(FILES_GONE)
     request = JobRequest.load(source.request).replace(
         audio=audio,
         webhook=webhook,
@@ -218,6 +219,8 @@ def _accept(
         ):
             return earlier
         _hold(credential, job)
+        if job.source_id is not None and _needs_source(job, request):
+            _keep_source(job.source_id)
         free = slots.is_free(
             account_id=credential.account_id,
             mode=credential.mode,
@@ -263,7 +266,8 @@ def submit_again(job: Job, *, public_id: str | None, actor: str) -> Job:
     request = JobRequest.load(job.request)
     if job.kind != "video":
         raise NotAcceptableNow("Only videos can be made again from here.")
-    if not job.inputs.get("image") and request.image.url is None:
+    is_kept = job.files_deleted_at is None and job.inputs.get("image")
+    if not is_kept and request.image.url is None:
         raise NotAcceptableNow("Its picture is no longer kept; it must be sent again.")
     if request.seed_is_drawn:
         request = request.replace(seed=None, seed_is_drawn=False)
@@ -397,6 +401,22 @@ def _keep_uploads(job: Job, request: JobRequest) -> None:
         for name, picture in pictures.items()
         if picture is not None and picture.data is not None
     )
+
+
+def _needs_source(job: Job, request: JobRequest) -> bool:
+    """Say whether the job cannot be made without files that its source has."""
+    pictures = (request.image, request.last_image)
+    return job.kind == "audio" or any(
+        picture is not None and picture.url is None and picture.data is None
+        for picture in pictures
+    )
+
+
+def _keep_source(source_id: UUID) -> None:
+    """Keep the source's files until the new job's row says that it needs them."""
+    rows = Job.objects.select_for_update(no_key=True).filter(pk=source_id)
+    if not rows.filter(files_deleted_at__isnull=True).exists():
+        raise NotAcceptableNow(FILES_GONE)
 
 
 def _estimate(model: PublicModel, route: Mapping[str, Any]) -> float:

@@ -3,22 +3,23 @@ them. The books and the job's record stay; each deletion leaves a record of its 
 
 Every way first deletes in storage and then writes that down, so that a record never
 speaks of files that are still there, and what is interrupted is simply done again.
-A picture that another job of the family (a remix, another try) still needs is kept.
+What another job of the family (a remix, another try, another sound) still needs is
+kept and goes with the last that names it, or with the sweep when none does.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from itertools import groupby, islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import structlog
 from django.conf import settings
-from django.db import transaction
-from django.db.models import DurationField, FloatField, Func, Q, Value
+from django.db import connection, transaction
+from django.db.models import DurationField, FloatField, Func, Value
 from django.db.models.fields.json import KT
 from django.db.models.functions import Cast, Coalesce, Least, Now
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 Reason = DeletionRecord.Reason
 
+_PICTURES = ("image", "last_image")
 _OUTPUT_KEYS = ("key", "poster_key", "preview_key", "last_frame_key")
 
 
@@ -43,16 +45,27 @@ def delete_files(
 
     Safe to repeat: the second time there is nothing left to delete.
     """
-    needed = keys_needed_by_others(job)
-    keys = [key for key in keys_of(job) if key not in needed]
-    context.get().storage.delete(keys)
     with transaction.atomic():
+        # Whoever accepts a job that needs these files waits here (`intake`).
+        job = Job.objects.select_for_update(no_key=True).get(pk=job.pk)
+        needed = keys_needed_by_others(job)
+        keys = [key for key in keys_of(job) if key not in needed]
+        context.get().storage.delete(keys)
         marked = Job.objects.filter(pk=job.pk, files_deleted_at__isnull=True).update(
-            files_deleted_at=Now(), inputs={}, master={}
+            files_deleted_at=Now(), inputs=_only(job.inputs, needed), master={}
         )
         if marked and keys:
             _write_down(job, keys, reason, actor)
     return keys
+
+
+def _only(inputs: Mapping[str, Any], needed: set[str]) -> dict[str, Any]:
+    # A remix that is not yet prepared finds its pictures through its source's row.
+    return {
+        name: entry
+        for name, entry in inputs.items()
+        if entry and entry.get("key") in needed
+    }
 
 
 def delete_blocked(job: Job) -> None:
@@ -72,15 +85,38 @@ def keys_of(job: Job) -> list[str]:
     return [key for key in named if key]
 
 
+#: A job, what it was made from, and so on up; then all that was made from any of these.
+_FAMILY: Final = """
+WITH RECURSIVE above AS (
+    SELECT id, source_id FROM jobs_job WHERE id = %(id)s
+    UNION SELECT j.id, j.source_id FROM jobs_job j JOIN above ON j.id = above.source_id
+), family AS (
+    SELECT id FROM above
+    UNION SELECT j.id FROM jobs_job j JOIN family ON j.source_id = family.id
+)
+SELECT id FROM family WHERE id <> %(id)s
+"""
+
+
 def keys_needed_by_others(job: Job) -> set[str]:
-    """Return the keys that the job's source and siblings, if they keep files, name."""
-    family = Q(source_id=job.pk)
-    if job.source_id is not None:
-        family |= Q(pk=job.source_id) | Q(source_id=job.source_id)
-    others = Job.objects.filter(family, files_deleted_at__isnull=True).exclude(
-        pk=job.pk
-    )
-    return {key for other in others for key in keys_of(other)}
+    """Return the keys that jobs it is related to, however far, still need."""
+    with connection.cursor() as cursor:
+        cursor.execute(_FAMILY, {"id": job.pk})
+        ids = [id_ for (id_,) in cursor.fetchall()]
+    others = Job.objects.filter(pk__in=ids, files_deleted_at__isnull=True)
+    return {key for other in others.select_related("source") for key in _needed(other)}
+
+
+def _needed(job: Job) -> list[str]:
+    """Return the keys its row names and, until it has ended, what it makes use of."""
+    source = job.source
+    if source is None or job.status not in ACTIVE:
+        return keys_of(job)
+    if job.kind == "audio":
+        used = [source.output.get("key")]
+    else:
+        used = [(source.inputs.get(name) or {}).get("key") for name in _PICTURES]
+    return [*keys_of(job), *(key for key in used if key)]
 
 
 def _write_down(job: Job, keys: Iterable[str], reason: str, actor: str) -> None:

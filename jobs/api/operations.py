@@ -127,8 +127,10 @@ def create_many(call: Call, command: base.CreateMany) -> base.ManyResult:
 def remix(call: Call, command: base.Remix) -> base.JobView:
     """Make the source's video again with another prompt."""
     source = call.find(command.source_id)
-    if source.status != Status.SUCCEEDED or not source.inputs.get("image"):
+    if source.status != Status.SUCCEEDED or source.kind != "video":
         raise NotAcceptableNow("Only a finished video can be remixed.")
+    if source.files_deleted_at is not None:
+        raise NotAcceptableNow(intake.FILES_GONE)
     # Another prompt asks for another look: an effect would ignore it.
     request = JobRequest.load(source.request).replace(
         prompt=command.prompt, seed=None, effect=None
