@@ -158,18 +158,18 @@ def _was_resent(job: Job) -> bool:
     ).exists()
 
 
-def _was_never_there(job: Job) -> None:
+def _was_never_there(job: Job, *, by: str = "reconcile") -> None:
     """The provider has no such job: send it once more, after that go elsewhere."""
     if not _was_resent(job):
-        _send_again(job, keep_token=False)
+        _send_again(job, keep_token=False, by=by)
         return
     error = ProviderError("submits get lost there", fault=Fault.HEALTH)
     if not lifecycle.reroute_waiting(job, error):
         lifecycle.end(job.pk, error)
-    incidents.resolve("unknown_fate", str(job.pk), by="reconcile")
+    incidents.resolve("unknown_fate", str(job.pk), by=by)
 
 
-def _send_again(job: Job, *, keep_token: bool) -> None:
+def _send_again(job: Job, *, keep_token: bool, by: str = "reconcile") -> None:
     changes = (
         {}
         if keep_token
@@ -197,7 +197,7 @@ def _send_again(job: Job, *, keep_token: bool) -> None:
             f"sent once more: {why}",
             detail={"route": job.route["name"]},
         )
-        incidents.resolve("unknown_fate", str(job.pk), by="reconcile")
+        incidents.resolve("unknown_fate", str(job.pk), by=by)
 
 
 def _wait_for_a_person(job: Job, age: timedelta) -> None:
@@ -256,10 +256,15 @@ def vanished(job: Job) -> None:
 # ------------------------------------------------------ what an operator may decide
 
 
-def settle_as_absent(job: Job, *, actor: str) -> None:
-    """An operator made sure that the provider has no such job: send it again."""
-    lifecycle.note(job.pk, "reconcile", "not at the provider", actor=actor)
-    _send_again(job, keep_token=False)
+def settle_as_absent(job: Job, *, actor: str, reason: str) -> None:
+    """An operator made sure that the provider has no such job.
+
+    It is sent there once more; after that another route takes it, or it is refunded.
+    """
+    lifecycle.note(
+        job.pk, "reconcile", f"not at the provider: {reason}"[:500], actor=actor
+    )
+    _was_never_there(job, by=actor)
 
 
 # ---------------------------------------------------------------- a provider's "failed"

@@ -10,7 +10,7 @@ from unfold.widgets import UnfoldAdminDecimalFieldWidget, UnfoldAdminTextInputWi
 from billing.acting import Act, Deed, ReasonForm, Refused
 from billing.errors import BillingError
 from inference.errors import RenderError
-from jobs import intake, lifecycle, provider_steps, retention
+from jobs import intake, lifecycle, provider_steps, reconcile, retention
 from jobs.dialects import load_dialect
 from jobs.errors import ApiError
 from jobs.models import Job
@@ -98,6 +98,21 @@ def _found(job: Job, deed: Deed) -> str:
     return "goes on as what the provider has under that id."
 
 
+def _absent(job: Job, deed: Deed) -> str:
+    if job.step != Step.RECONCILE:
+        raise Refused("Its fate is not in doubt.")
+    before = job.route["name"]
+    reconcile.settle_as_absent(job, actor=deed.actor, reason=deed.reason)
+    job.refresh_from_db()
+    if job.step == Step.RECONCILE:
+        raise Refused("It was moved in this moment; look again.")
+    if Status(job.status).is_terminal:
+        return "no other route can make it: failed, the whole hold released."
+    if job.route["name"] != before:
+        return f"goes on by the route {job.route['name']}."
+    return "is sent to the provider once more."
+
+
 def _give_up(job: Job, deed: Deed) -> str:
     ended = lifecycle.end(
         job.pk,
@@ -160,6 +175,20 @@ ACTS = (
         run=_found,
         form=FoundForm,
         icon="search_check",
+        in_bulk=False,
+        refusals=REFUSALS,
+        fits=lambda job: job.step == Step.RECONCILE,
+    ),
+    Act(
+        name="absent",
+        label="Never got there",
+        explains="You made sure that the provider has no such job, by its list or its "
+        "bill. It is sent there once more; if that was done before, the next route takes "
+        "it, and with none left it fails and every held credit goes back. Should the "
+        "provider have it after all, it is made and billed twice.",
+        run=_absent,
+        icon="search_off",
+        is_dangerous=True,
         in_bulk=False,
         refusals=REFUSALS,
         fits=lambda job: job.step == Step.RECONCILE,

@@ -261,10 +261,23 @@ def test_a_person_who_finds_nothing_there_has_it_sent_again(name, fake, alice):
     world.enter(fake)
     fake.script("submit", "refuse")
     job = world.submitted(alice, name)
-    reconcile.settle_as_absent(job, actor="olga")
+    reconcile.settle_as_absent(job, actor="olga", reason="not in their list")
     assert (again(job).step, job.submit_sent_at) == ("submit", None)
     world.work(f"provider.{name}")
     assert (again(job).step, len(fake.jobs)) == ("await", 1)
+
+
+@pytest.mark.parametrize("name", BLIND)
+def test_what_a_person_twice_finds_nowhere_is_refunded(name, fake, alice):
+    world.enter(fake)
+    fake.script("submit", "refuse", times=2)
+    job = world.submitted(alice, name)
+    reconcile.settle_as_absent(job, actor="olga", reason="not in their list")
+    world.work(f"provider.{name}")
+    assert again(job).step == "reconcile"
+    reconcile.settle_as_absent(job, actor="olga", reason="again not there")
+    assert (again(job).status, world.held(alice)) == ("failed", 0)
+    assert submits(fake) == 2
 
 
 @pytest.mark.parametrize("name", ["dashscope", "openai_videos"])

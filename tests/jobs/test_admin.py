@@ -18,6 +18,7 @@ from django.contrib import admin
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth import get_user_model
 from django.db import DatabaseError, connection, transaction
+from django.db.models.functions import Now
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
@@ -358,6 +359,80 @@ def test_a_provider_account_is_used_again(olga: Client) -> None:
     row.refresh_from_db()
     assert (row.failures_in_row, row.out_of_order_at) == (0, None)
     assert Incident.objects.get().resolved_by == "olga"
+
+
+def in_doubt(account: Account, **fields: Any) -> Job:
+    """Return a job whose submit's answer was lost, with the incident it makes."""
+    job = make_job(account)
+    route = {
+        "id": 0,
+        "name": "novita",
+        "kind": "provider",
+        "queue": "provider.novita",
+        "runner": "novita",
+        "profile": "any",
+        "simulates": False,
+    }
+    at, _ = ProviderAccount.objects.get_or_create(
+        provider="novita", name="main", defaults={"base_url": "https://api.novita.ai"}
+    )
+    Job.objects.filter(pk=job.pk).update(
+        status="running",
+        step=Step.RECONCILE,
+        queue="",
+        route=route,
+        provider_account=at,
+        submit_token="t-1",
+        submit_sent_at=Now(),
+        **fields,
+    )
+    incidents.report("unknown_fate", str(job.pk), "its answer was lost")
+    return Job.objects.get(pk=job.pk)
+
+
+def test_what_never_got_to_the_provider_is_sent_again_then_made_elsewhere(
+    olga: Client, alice: Account
+) -> None:
+    job = in_doubt(alice)
+    page = olga.get(f"/admin/jobs/job/{job.pk}/change/").content.decode()
+    assert "Never got there" in page
+    (said,) = act(olga, job, "absent", "not on their bill")
+    assert "sent to the provider once more" in said
+    assert "not on their bill" in written_down(job)
+    job.refresh_from_db()
+    assert (job.step, job.queue, job.submit_sent_at) == (
+        "submit",
+        "provider.novita",
+        None,
+    )
+    note = job.notes.get(kind="reconcile")
+    assert (note.actor, note.text) == ("olga", "not at the provider: not on their bill")
+    assert Incident.objects.get().resolved_by == "olga"
+
+    Job.objects.filter(pk=job.pk).update(step=Step.RECONCILE, queue="")
+    (said,) = act(olga, job, "absent", "again not there")
+    assert "by the route cpu" in said
+    job.refresh_from_db()
+    assert (job.step, job.queue) == ("generate", "cpu")
+
+
+def test_what_no_other_route_can_make_is_given_back(
+    olga: Client, alice: Account
+) -> None:
+    job = in_doubt(alice, routes_tried=["cpu"])
+    act(olga, job, "absent", "not on their bill")
+    Job.objects.filter(pk=job.pk).update(step=Step.RECONCILE, queue="")
+    (said,) = act(olga, job, "absent", "again not there")
+    assert "the whole hold released" in said
+    assert available(alice) == 1000
+
+
+def test_only_a_job_in_doubt_can_have_got_lost(olga: Client, alice: Account) -> None:
+    job = make_job(alice)
+    (said,) = act(olga, job, "absent", "a mistake")
+    assert "not in doubt" in said
+    job.refresh_from_db()
+    assert (job.status, job.step) == ("queued", "prepare")
 
 
 def test_a_delivery_is_sent_again(olga: Client, alice: Account) -> None:
