@@ -363,14 +363,17 @@ def _link(entry: Mapping[str, Any], world: Context) -> str:
 def _callback_url(
     job: Job, provider: base.Provider, account: base.ProviderAccount
 ) -> str | None:
-    if not provider.capabilities.callback_per_job or not settings.CALLBACKS:
+    if not provider.capabilities.callback_per_job or not reaches_us(account.base_url):
         return None
     if not account.settings.get("callbacks", True):
         return None
-    if not base.reaches(account.base_url, settings.PUBLIC_URL):
-        return None
     token = signing.dumps([str(job.pk), job.submit_token], salt=CALLBACK_SALT)
     return f"{settings.PUBLIC_URL}/callbacks/{provider.name}/{token}"
+
+
+def reaches_us(base_url: str) -> bool:
+    """Return whether a service there could call us back, and we want it to."""
+    return settings.CALLBACKS and base.reaches(base_url, settings.PUBLIC_URL)
 
 
 def account_callback_url(row: ProviderAccount) -> str:

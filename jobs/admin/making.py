@@ -30,7 +30,7 @@ from billing.acting import (
 from billing.admin import NoDelete, ReadOnly
 from inference.catalogue import MODELS
 from inference.registry import PROVIDERS
-from jobs import context, effects, incidents, outside, routing
+from jobs import context, effects, incidents, outside, provider_steps, routing
 from jobs.admin import margin
 from jobs.models import (
     Effect,
@@ -212,6 +212,7 @@ class ProviderAccountAdmin(NoDelete, ReasonedAdmin):
     list_filter = ("provider", "is_enabled")
     search_fields = ("provider", "name", "base_url")
     readonly_fields = (
+        "callback_url",
         "failures_in_row",
         "open_until",
         "rest_until",
@@ -247,6 +248,25 @@ class ProviderAccountAdmin(NoDelete, ReasonedAdmin):
     )
     def health(self, row: ProviderAccount) -> str:
         return health_of(row)
+
+    @admin.display(description="callback URL")
+    def callback_url(self, row: ProviderAccount) -> str:
+        """Show the address to enter at the provider, or why there is none."""
+        if row._state.adding:
+            return "shown once the account is saved"
+        abilities = outside.adapter(row.provider).capabilities
+        if not (abilities.callback_per_job or abilities.callback_signed):
+            return "none: this provider calls nobody, its jobs are asked about"
+        if not settings.CALLBACKS:
+            return "unavailable: CALLBACKS is off, its jobs are asked about"
+        if not provider_steps.reaches_us(row.base_url):
+            return (
+                f"unavailable: the provider cannot reach PUBLIC_URL "
+                f"({settings.PUBLIC_URL}); its jobs are asked about"
+            )
+        if abilities.callback_per_job:
+            return "nothing to enter: each job tells the provider its own"
+        return provider_steps.account_callback_url(row)
 
     def save_model(
         self, request: HttpRequest, obj: Any, form: Any, change: Any

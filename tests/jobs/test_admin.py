@@ -5,6 +5,7 @@ actor and reason where they belong, and nothing a customer wrote runs there.
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 import re
@@ -17,6 +18,7 @@ from django.apps import apps
 from django.contrib import admin
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth import get_user_model
+from django.core import signing
 from django.db import DatabaseError, connection, transaction
 from django.db.models.functions import Now
 from django.test import Client
@@ -27,7 +29,7 @@ from billing.errors import InvalidKey
 from billing.models import Account, Entry, Plan, PriceRow, Transfer
 from inference.contracts import Artifact
 from inference.errors import RenderError
-from jobs import claims, effects, incidents, lifecycle, routing
+from jobs import claims, effects, incidents, lifecycle, provider_steps, routing
 from jobs.models import (
     Effect,
     Incident,
@@ -359,6 +361,37 @@ def test_a_provider_account_is_used_again(olga: Client) -> None:
     row.refresh_from_db()
     assert (row.failures_in_row, row.out_of_order_at) == (0, None)
     assert Incident.objects.get().resolved_by == "olga"
+
+
+@pytest.mark.parametrize(
+    ("provider", "public_url", "shown"),
+    [
+        ("openai_videos", "https://zoe.example", None),
+        ("openai_videos", "http://127.0.0.1:8000", "unavailable: the provider cannot"),
+        ("novita", "https://zoe.example", "nothing to enter"),
+        ("novita", "http://localhost:8000", "unavailable: the provider cannot"),
+        ("sinancode", "https://zoe.example", "none: this provider calls nobody"),
+    ],
+)
+def test_the_address_to_enter_at_a_provider_is_on_its_accounts_page(
+    olga: Client, settings: Any, provider: str, public_url: str, shown: str | None
+) -> None:
+    settings.PUBLIC_URL = public_url
+    row = ProviderAccount.objects.create(
+        provider=provider, name="main", base_url="https://api.example.com"
+    )
+    page = html.unescape(
+        olga.get(f"/admin/jobs/provideraccount/{row.pk}/change/").content.decode()
+    )
+    found = re.search(rf"{public_url}/callbacks/{provider}/([\w:-]+)", page)
+    assert (found is None) == (shown is not None)
+    if found is not None:
+        salt = provider_steps.ACCOUNT_CALLBACK_SALT
+        assert signing.loads(found[1], salt=salt) == row.pk
+    assert (shown or "") in page
+    assert 'name="callback_url"' not in page
+    fresh = olga.get("/admin/jobs/provideraccount/add/").content.decode()
+    assert "shown once the account is saved" in fresh
 
 
 def in_doubt(account: Account, **fields: Any) -> Job:
