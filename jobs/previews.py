@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 MODEL: Final = "motion"
 SECONDS: Final = 3.0
-#: A portrait shows moves and depth well.
-PHOTO: Final = "tests/photos/chelsea.jpg"
+#: A portrait shows moves and depth well (Chelsea the cat, S. van der Walt, CC0). It is
+#: beside the code because a container has no tests.
+PHOTO: Final = Path(__file__).with_name("preview.jpg")
 #: What the engine needs of a route; no job and no money are involved.
 ROUTE: Final = {"queue": "cpu", "profile": "motion", "simulates": False}
 

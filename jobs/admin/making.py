@@ -346,7 +346,8 @@ def _render_preview(effect: Effect, deed: Deed) -> str:
     except subprocess.TimeoutExpired as late:
         raise Refused(f"not ready after {PREVIEW_WAIT_SECONDS:.0f} s") from late
     if done.returncode != 0:
-        raise Refused(done.stderr.strip().splitlines()[-1][:300])
+        told = done.stderr.strip().splitlines()
+        raise Refused(told[-1][:300] if told else f"it ended with {done.returncode}")
     return done.stdout.strip()
 
 
@@ -378,6 +379,7 @@ class EffectAdmin(NoDelete, ReasonedAdmin):
             "customers see it in the list of effects.",
             run=_render_preview,
             icon="movie",
+            in_bulk=False,  # each takes seconds of the page's time
         ),
     )
 

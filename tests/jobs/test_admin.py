@@ -9,6 +9,7 @@ import html
 import io
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
@@ -723,6 +724,26 @@ def test_an_effects_new_words_are_a_new_version(olga: Client) -> None:
     assert "nicer" in written_down(effect)
     wrong = olga.post(url, {**form, "parameters": '{"no-such-model": {}}'})
     assert "There is no model" in wrong.content.decode()
+
+
+@pytest.mark.parametrize(
+    ("stderr", "read"),
+    [
+        ("Traceback …\nCommandError: orbit v1: no memory", "orbit v1: no memory"),
+        ("", "-9"),
+    ],
+)
+def test_a_preview_that_cannot_be_rendered_says_why(
+    olga: Client, monkeypatch: pytest.MonkeyPatch, stderr: str, read: str
+) -> None:
+    def ended(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, -9, stdout="", stderr=stderr)
+
+    monkeypatch.setattr(subprocess, "run", ended)
+    effect = Effect.objects.get(pk="orbit")
+    (said,) = act(olga, effect, "render", "new words")
+    assert read in said
+    assert not LogEntry.objects.filter(object_id="orbit").exists()
 
 
 def test_an_edited_plan_says_why(olga: Client) -> None:

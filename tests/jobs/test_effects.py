@@ -16,7 +16,7 @@ from billing.models import Account
 from billing.plans import terms_of
 from inference.catalogue import MODELS
 from inference.media.animation import animate
-from jobs import context, effects
+from jobs import context, effects, previews
 from jobs.errors import Forbidden, InvalidRequest, UnsupportedOption
 from jobs.models import Effect
 from tests.factories import make_account, make_job, make_key, make_request
@@ -227,6 +227,19 @@ def test_previews_are_rendered_by_our_own_engine(
     assert shown["logo_url"].startswith("http")
     call_command("render_previews", "crane-up", "--seconds", "1", stdout=out)
     assert "crane-up v1: has one" in out.getvalue()
+
+
+def test_a_preview_needs_only_files_that_a_container_has() -> None:
+    root = previews.PHOTO.parent.parent
+    copied = (root / "Dockerfile").read_text()
+    assert f"COPY {previews.PHOTO.parent.name} " in copied
+
+
+def test_an_effect_that_is_off_may_be_looked_at_first(s3_address: Any) -> None:
+    Effect.objects.filter(pk="crane-up").update(is_enabled=False)
+    out = io.StringIO()
+    call_command("render_previews", "crane-up", "--seconds", "1", stdout=out)
+    assert "crane-up v1: rendered" in out.getvalue()
 
 
 def test_the_first_effects_are_not_put_back_over_an_operators_edit() -> None:

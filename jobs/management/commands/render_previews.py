@@ -6,11 +6,11 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
-from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
 from inference.errors import RenderError
 from jobs import effects, previews
+from jobs.models import Effect
 
 
 class Command(BaseCommand):
@@ -18,16 +18,15 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("codes", nargs="*", help="effects; none: every enabled one")
-        parser.add_argument(
-            "--photo", type=Path, default=settings.BASE_DIR / previews.PHOTO
-        )
+        parser.add_argument("--photo", type=Path, default=previews.PHOTO)
         parser.add_argument("--seconds", type=float, default=previews.SECONDS)
         parser.add_argument("--again", action="store_true", help="also those that have")
 
     def handle(self, *args: Any, **options: Any) -> None:
         rows = effects.listed()
         if options["codes"]:
-            rows = rows.filter(pk__in=options["codes"])
+            # Also those that are off: they are looked at before customers see them.
+            rows = Effect.objects.filter(pk__in=options["codes"])
             known = set(rows.values_list("pk", flat=True))
             if unknown := set(options["codes"]) - known:
                 raise CommandError(f"no such effect: {', '.join(sorted(unknown))}")
