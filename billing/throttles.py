@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 #: Refused keys per minute and address; enough for a broken client, few for a guesser.
 BAD_KEYS_PER_MINUTE: Final = 60
+#: Of an operator key: a shop's busiest minute, and an end to a loop gone wrong.
+OPERATOR_REQUESTS_PER_MINUTE: Final = 600
 #: How long Redis is left alone after it failed.
 REST_SECONDS: Final = 5.0
 #: A loopback or rack-local answer takes under a millisecond.
@@ -80,8 +83,14 @@ def take(credential: Credential, *, creates: bool) -> Allowance:
 
 def take_for_bad_key(address: str) -> Allowance:
     """Take a token of an address that presented no good key."""
-    bucket = Bucket(f"bad-key:{address}", BAD_KEYS_PER_MINUTE)
+    bucket = Bucket(f"bad-key:{_place_of(address)}", BAD_KEYS_PER_MINUTE)
     return take_from([bucket], creates=False)
+
+
+def take_for_operator(key_id: str, *, creates: bool) -> Allowance:
+    """Take a token of an operator's key."""
+    bucket = Bucket(f"operator:{key_id}", OPERATOR_REQUESTS_PER_MINUTE)
+    return take_from([bucket], creates=creates)
 
 
 def take_from(buckets: Sequence[Bucket], *, creates: bool) -> Allowance:
@@ -98,6 +107,20 @@ def take_from(buckets: Sequence[Bucket], *, creates: bool) -> Allowance:
     return Allowance(
         allowed=True, limit=limit, remaining=limit, reset_seconds=0.0, retry_seconds=0.0
     )
+
+
+def _place_of(address: str) -> str:
+    """Return whom to count a call to: the caller's address, or its IPv6 network.
+
+    One customer's line has a /64 to itself, so single addresses would count nothing.
+    """
+    try:
+        caller = ip_address(address)
+    except ValueError:
+        return "unknown"
+    if caller.version == 4:
+        return str(caller)
+    return str(ip_network(f"{caller}/64", strict=False))
 
 
 class _Rest:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -19,8 +18,6 @@ from django.conf import settings
 from jobs.dialects.base import JobView
 
 if TYPE_CHECKING:
-    from django.http import HttpRequest
-
     from billing.keys import Credential
     from jobs.dialects.base import WireRequest
 
@@ -68,17 +65,3 @@ def what(result: object) -> None:
         if settings.LOG_PROMPTS:
             words["prompt"] = result.request.prompt
         structlog.contextvars.bind_contextvars(**words)
-
-
-def place_of(request: HttpRequest) -> str:
-    """Return whom to count a call to: the caller's address, or its IPv6 network.
-
-    One customer's line has a /64 to itself, so single addresses would count nothing.
-    """
-    try:
-        address = ip_address(request.META.get("REMOTE_ADDR", ""))
-    except ValueError:
-        return "unknown"
-    if address.version == 4:
-        return str(address)
-    return str(ip_network(f"{address}/64", strict=False))

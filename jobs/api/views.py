@@ -185,7 +185,7 @@ def _authenticate(dialect: Dialect, wire: WireRequest) -> keys.Credential:
 
 def _counted(request: HttpRequest, refused: Unauthenticated) -> ApiError:
     """Slow an address that keeps presenting keys which are none."""
-    allowance = throttles.take_for_bad_key(journal.place_of(request))
+    allowance = throttles.take_for_bad_key(request.META.get("REMOTE_ADDR", ""))
     return refused if allowance.allowed else _too_often(allowance)
 
 

@@ -1,4 +1,4 @@
-"""Who may call, how bodies are read, and how refusals look: RFC 9457, naming the field."""
+"""Who may call and how often, how bodies are read, and how refusals look: RFC 9457."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from rest_framework import exceptions
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.negotiation import DefaultContentNegotiation
 from rest_framework.parsers import JSONParser
-from rest_framework.permissions import IsAuthenticated
+from rest_framework.permissions import SAFE_METHODS, IsAuthenticated
 from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from billing import errors as billing_errors
-from billing import operator_keys
+from billing import operator_keys, throttles
 from billing.operator_keys import OperatorKey
+from billing.throttles import Allowance
 
 log = structlog.get_logger()
 PROBLEM = "application/problem+json"
@@ -85,6 +86,17 @@ class Unacceptable(exceptions.ValidationError):
     status_code = 422
 
 
+class TooOften(exceptions.APIException):
+    status_code = 429
+    default_code = "rate_limited"
+
+    def __init__(self, allowance: Allowance) -> None:
+        self.allowance = allowance
+        super().__init__(
+            f"Rate limit exceeded. Retry after {allowance.retry_after} seconds."
+        )
+
+
 class AlwaysJSON(DefaultContentNegotiation):
     """There is one form of answer, whatever a client says it accepts."""
 
@@ -104,6 +116,24 @@ class OperatorView(APIView):
     content_negotiation_class = AlwaysJSON
     #: Django permission that the key's operator needs, by method.
     rights: ClassVar[Mapping[str, str]] = {}
+    #: What the key has left; None while nobody showed one.
+    _allowance: Allowance | None = None
+
+    def perform_authentication(self, request: Request) -> None:
+        """Ask who it is, and how often they asked before anything else is done."""
+        try:
+            super().perform_authentication(request)
+        except exceptions.AuthenticationFailed:
+            guesses = throttles.take_for_bad_key(request.META.get("REMOTE_ADDR", ""))
+            if not guesses.allowed:
+                raise TooOften(guesses) from None
+            raise
+        assert isinstance(request.auth, OperatorKey)
+        self._allowance = throttles.take_for_operator(
+            request.auth.pk, creates=request.method not in SAFE_METHODS
+        )
+        if not self._allowance.allowed:
+            raise TooOften(self._allowance)
 
     def check_permissions(self, request: Request) -> None:
         super().check_permissions(request)
@@ -121,6 +151,9 @@ class OperatorView(APIView):
     ) -> Any:
         done = super().finalize_response(request, response, *args, **kwargs)
         done["Cache-Control"] = "no-store"
+        if self._allowance is not None:
+            for name, value in self._allowance.headers().items():
+                done[name] = value
         return done
 
 
@@ -154,6 +187,9 @@ def handle(error: Exception, context: Mapping[str, Any]) -> Response | None:
         headers["WWW-Authenticate"] = challenge
     if isinstance(error, _Away):
         headers["Retry-After"] = "5"
+    if isinstance(error, TooOften):
+        headers |= error.allowance.headers()
+        headers["Retry-After"] = str(error.allowance.retry_after)
     body = problem(error.status_code, _code(error), _words(error))
     if isinstance(error, exceptions.ValidationError):
         body["errors"] = list(_fields(error.detail))

@@ -42,11 +42,12 @@ def _refusals(*statuses: int) -> dict[Any, Any]:
         409: "It is in the way of what was done before.",
         415: "Send application/json.",
         422: "A field is wrong; `errors` names it.",
+        429: "Too many requests of this key, or bad keys from there; see Retry-After.",
         503: "A part of ours is away; see Retry-After.",
     }
     return {
         (code, "application/problem+json"): OpenApiResponse(wire.Problem, words[code])
-        for code in (401, 403, *statuses, 503)
+        for code in (401, 403, *statuses, 429, 503)
     }
 
 

@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from django.contrib.auth import get_user_model
 from django.db import connections
 from django.test import Client
 
-from billing import keys, throttles
+from billing import keys, operator_keys, throttles
 from jobs.models import Job
 from tests.factories import make_account, make_key
 from tests.jobs.api.test_native import PICTURE
@@ -95,6 +96,64 @@ class TestAddresses:
             caller = {"X-Forwarded-For": forged}
             answers.append(get("/v1/jobs", peer=PROXY, **caller).status_code)
         assert answers[-1] == 429
+
+
+@pytest.mark.django_db
+class TestOperators:
+    @pytest.fixture(autouse=True)
+    def few(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(throttles, "OPERATOR_REQUESTS_PER_MINUTE", 3)
+
+    @pytest.fixture
+    def olga(self) -> Any:
+        return get_user_model().objects.create_superuser("olga")
+
+    def test_a_key_that_asks_too_often_is_told_when_to_come_back(
+        self, olga: Any
+    ) -> None:
+        _, key = operator_keys.mint(olga, name="shop")
+        answers = [get("/operator/v1/accounts", key=key) for _ in range(5)]
+        assert [a.status_code for a in answers] == [200, 200, 200, 429, 429]
+        assert [a["X-RateLimit-Remaining"] for a in answers] == list("21000")
+        refused = answers[-1]
+        assert 1 <= int(refused["Retry-After"]) <= 20
+        assert refused["X-RateLimit-Limit"] == "3"
+        assert refused["Content-Type"] == "application/problem+json"
+        problem = refused.json()
+        assert (problem["status"], problem["code"]) == (429, "rate_limited")
+        assert f"after {refused['Retry-After']} seconds" in problem["detail"]
+        _, other = operator_keys.mint(olga, name="till")
+        assert get("/operator/v1/accounts", key=other).status_code == 200
+
+    def test_what_it_may_not_do_counts_as_well(self) -> None:
+        clerk = get_user_model().objects.create_user("clerk", is_staff=True)
+        _, key = operator_keys.mint(clerk, name="shop")
+        answers = [get("/operator/v1/accounts", key=key) for _ in range(5)]
+        assert [a.status_code for a in answers] == [403, 403, 403, 429, 429]
+
+    def test_guessing_an_operators_key_counts_as_guessing_any(self) -> None:
+        guesses = [get("/operator/v1/accounts").status_code for _ in range(6)]
+        assert guesses == [401] * 4 + [429] * 2
+        assert get("/v1/jobs").status_code == 429
+        assert get("/operator/v1/accounts", peer="198.51.100.8").status_code == 401
+
+    def test_without_redis_reads_go_on_and_writes_keep_the_limit(
+        self, olga: Any, settings: Any
+    ) -> None:
+        settings.REDIS_URL = "redis://127.0.0.1:9/0"
+        _, key = operator_keys.mint(olga, name="shop")
+        reads = [get("/operator/v1/accounts", key=key).status_code for _ in range(5)]
+        assert reads == [200] * 5
+        client = Client(headers={"Authorization": f"Bearer {key}"})
+        writes = [
+            client.post(
+                "/operator/v1/accounts",
+                {"name": f"a{number}", "plan": "free"},
+                content_type="application/json",
+            ).status_code
+            for number in range(5)
+        ]
+        assert writes == [201] * 3 + [429] * 2
 
 
 @pytest.mark.django_db(transaction=True)
