@@ -13,8 +13,6 @@ from typing import Any
 
 from django.db import connection
 
-from jobs.housekeeper import LOCK
-
 #: Attempts looked at for durations: more than an hour's on a large installation.
 NEWEST = 50_000
 
@@ -100,12 +98,6 @@ SELECT kind, count(*) AS incidents FROM jobs_incident
  WHERE resolved_at IS NULL GROUP BY kind
 """
 
-_LEADER = """
-SELECT EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted
-                AND objid = %(lock)s AND database = (SELECT oid FROM pg_database
-                     WHERE datname = current_database())) AS leads
-"""
-
 
 @dataclass(frozen=True)
 class Row:
@@ -165,10 +157,6 @@ def providers() -> list[Row]:
 
 def incidents() -> list[Row]:
     return list(_rows(_INCIDENTS))
-
-
-def has_housekeeper() -> bool:
-    return bool(next(_rows(_LEADER, lock=LOCK)).leads)
 
 
 def _rows(sql: str, **arguments: Any) -> Iterator[Row]:

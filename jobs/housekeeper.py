@@ -25,14 +25,12 @@ from redis.exceptions import RedisError
 
 from billing import ledger
 from inference.errors import RenderError, StorageUnavailable
-from jobs import bells, deliveries, incidents, lifecycle, retention, watch
+from jobs import bells, deliveries, incidents, leading, lifecycle, retention, watch
 from jobs.models import IdempotencyRecord, Job
 from jobs.states import Status, Step
 
 log = structlog.get_logger()
 
-#: One of two 32-bit numbers of the advisory lock; the other is the database's own.
-LOCK = 7_263_001
 BATCH = 200
 
 
@@ -59,6 +57,7 @@ def chores() -> list[Chore]:
         Chore("idempotency", 3600.0, forget_answers),
         Chore("canary", settings.CANARY_EVERY_SECONDS, watch.Canary().look),
         Chore("workers", settings.CANARY_EVERY_SECONDS, watch.look_at_workers),
+        Chore("loops", settings.CANARY_EVERY_SECONDS, watch.Loops().look),
         Chore(
             "retention",
             settings.RETENTION_EVERY_SECONDS,
@@ -88,7 +87,7 @@ def run(stop: threading.Event) -> None:
     todo = chores()
     while not stop.is_set():
         try:
-            if _is_leader():
+            if leading.leads("housekeeper"):
                 _round(todo)
         except DatabaseError as error:
             log.warning("housekeeper_without_database", error=str(error))
@@ -97,19 +96,6 @@ def run(stop: threading.Event) -> None:
         pause = min(chore.due_at for chore in todo) - time.monotonic()
         stop.wait(min(max(pause, 0.05), 1.0))
     connection.close()
-
-
-def _is_leader() -> bool:
-    """Take or keep the lock; it belongs to this connection and dies with it."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory'"
-            " AND objid = %s AND pid = pg_backend_pid() AND granted)"
-            " OR pg_try_advisory_lock(%s)",
-            [LOCK, LOCK],
-        )
-        (leads,) = cursor.fetchone()
-    return bool(leads)
 
 
 def _round(todo: list[Chore]) -> None:

@@ -30,7 +30,7 @@ from django.db import close_old_connections, connection
 from inference.errors import Fault, ProviderError
 from inference.providers import base, transport
 from inference.providers.base import RemoteStatus
-from jobs import lifecycle, outside, provider_steps, reconcile
+from jobs import leading, lifecycle, outside, provider_steps, reconcile
 from jobs.models import Job, ProviderAccount
 from jobs.states import Step
 
@@ -49,16 +49,7 @@ UNKNOWN_LOOKS: Final = 5
 JITTER: Final = 0.1
 COUNT_EVERY_SECONDS: Final = 5.0
 REST_SECONDS_MAX: Final = 60.0
-#: The advisory lock of the one poller that works; the housekeeper's is beside it.
-LOCK: Final = 7_263_002
 
-_LEAD = """
-SELECT EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = %(lock)s
-                  AND pid = pg_backend_pid() AND granted
-                  AND database = (SELECT oid FROM pg_database
-                                   WHERE datname = current_database()))
-    OR pg_try_advisory_lock(%(lock)s)
-"""
 _TAKE = """
 UPDATE jobs_job j SET next_poll_at = now() + make_interval(secs => %(hold)s)
   FROM unnest(%(accounts)s::bigint[], %(limits)s::int[]) AS line(account, most)
@@ -179,7 +170,7 @@ class Poller:
     async def run(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
             try:
-                is_busy = await self._db(self._leads) and await self.round()
+                is_busy = await self._db(_leads) and await self.round()
             except DatabaseError as error:
                 log.warning("poller_without_database", error=str(error))
                 await self._db(_hang_up)
@@ -279,13 +270,6 @@ class Poller:
 
     # ----------------------------------------------------------------- database
 
-    def _leads(self) -> bool:
-        """Take or keep the lock; it belongs to this connection and dies with it."""
-        with connection.cursor() as cursor:
-            cursor.execute(_LEAD, {"lock": LOCK})
-            (leads,) = cursor.fetchone()
-        return bool(leads)
-
     def _write_answers(self) -> None:
         answers, self._answers = self._answers, []
         if not answers:
@@ -335,6 +319,10 @@ class Poller:
             line.row, line.account = row, account
             return line
         return Line(row, outside.adapter(row.provider), account, 0.0)
+
+
+def _leads() -> bool:
+    return leading.leads("poller")
 
 
 def _hang_up() -> None:

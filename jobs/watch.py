@@ -6,19 +6,24 @@ the open incidents are what is wrong now. All of it comes from Postgres alone.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
 from uuid import UUID
 
+import structlog
 from django.conf import settings
+from django.db import Error as DatabaseError
 from django.db import connection
 from django.db.models.functions import Now
 
 from billing import ledger
-from jobs import incidents
+from jobs import incidents, leading
 from jobs.models import Job, Worker
 from jobs.states import TERMINAL
+
+log = structlog.get_logger()
 
 _BATCH = 1000
 
@@ -91,6 +96,47 @@ class Canary:
                 f"{limit:g} seconds: its workers are gone or hear no bells.",
             )
         incidents.resolve_others("queue_stuck", stuck)
+
+
+class Loops:
+    """Notices a housekeeper or a poller that has stopped.
+
+    The dead do not report: the housekeeper looks at the poller, and the poller's process
+    at the housekeeper. With both gone the dashboard and /readyz still say so.
+    """
+
+    def __init__(self) -> None:
+        self._gone_since: dict[str, float] = {}
+
+    def look(self) -> None:
+        now = time.monotonic()
+        for name, silent in leading.silences().items():
+            if silent is None:
+                silent = now - self._gone_since.setdefault(name, now)
+                what = "is not running anywhere"
+            else:
+                self._gone_since.pop(name, None)
+                what = "hangs: it leads and does nothing"
+                if leading.is_alive(silent):
+                    incidents.resolve("loop_dead", name, by="over")
+            if not leading.is_alive(silent):
+                incidents.report(
+                    "loop_dead",
+                    name,
+                    f"The {name} {what}, for {silent:.0f} seconds at least.",
+                )
+
+
+def watch_loops(stop: threading.Event) -> None:
+    """Look at the loops until ``stop`` is set; for a thread of its own."""
+    loops = Loops()
+    while not stop.wait(settings.CANARY_EVERY_SECONDS):
+        try:
+            loops.look()
+        except DatabaseError as error:
+            log.warning("loops_not_seen", error=str(error))
+            connection.close()
+    connection.close()
 
 
 def look_at_workers() -> None:

@@ -17,7 +17,7 @@ from typing import Final
 #: Workers report every 10 s; longer silence is an incident.
 SILENT_SECONDS: Final = 60.0
 ASK_SECONDS: Final = 10
-#: jobs.poller.LOCK and jobs.housekeeper.LOCK, advisory locks
+#: jobs.leading.LOCKS
 LOCKS: Final = {"poller": 7_263_002, "housekeeper": 7_263_001}
 #: port variable, its default, path, and the status that shows that all is well
 PAGES: Final = {

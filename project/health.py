@@ -22,7 +22,7 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponse, JsonResponse
 
-from jobs import context, figures, safety
+from jobs import context, figures, leading, safety
 from jobs.models import Worker
 
 PROBE_SECONDS: Final = 2.0
@@ -46,6 +46,7 @@ def readyz(request: HttpRequest) -> JsonResponse:
         "ok" if is_current else "pending" if has_postgres else "unknown"
     )
     body["workers"] = workers_by_queue() if is_current else {}
+    body["loops"] = loops() if is_current else {}
     body["safety"] = safety_mode() if is_current else "unknown"
     return JsonResponse(
         body, status=200 if ready else 503, headers={"Cache-Control": "no-store"}
@@ -88,6 +89,15 @@ def workers_by_queue() -> dict[str, int]:
         for queue in worker.queues:
             counts[queue] = counts.get(queue, 0) + is_alive
     return dict(sorted(counts.items()))
+
+
+def loops() -> dict[str, str]:
+    """Return how the housekeeper and the poller are: ok, silent or not running."""
+    try:
+        silences = leading.silences()
+    except (DatabaseError, psycopg.Error):
+        return {}
+    return {name: leading.state_of(silent) for name, silent in silences.items()}
 
 
 def safety_mode() -> str:

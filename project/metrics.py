@@ -21,7 +21,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from billing import figures as money
-from jobs import figures
+from jobs import figures, leading
 from project.health import WORKER_SILENT_SECONDS
 
 if TYPE_CHECKING:
@@ -214,9 +214,11 @@ def _workers() -> Iterator[Metric]:
     workers = _gauge("workers_alive", "Workers that serve a queue.", "queue")
     for queue, count in sorted(alive.items()):
         workers.add_metric([queue], count)
-    housekeeper = _gauge("housekeeper_running", "1 while a housekeeper leads.")
-    housekeeper.add_metric([], figures.has_housekeeper())
-    yield from (workers, silent, busy, progress, housekeeper)
+    yield from (workers, silent, busy, progress)
+    for name, unheard in leading.silences().items():
+        running = _gauge(f"{name}_running", f"1 while a {name} leads and is heard.")
+        running.add_metric([], leading.is_alive(unheard))
+        yield running
 
 
 def _providers() -> Iterator[Metric]:

@@ -13,7 +13,7 @@ from django.utils import timezone
 from django.utils.timesince import timesince
 
 from billing import figures as money
-from jobs import figures
+from jobs import figures, leading
 from jobs.admin.making import health_of
 from jobs.models import Incident, Job, ProviderAccount, Worker
 from jobs.states import Status
@@ -43,6 +43,10 @@ def context(request: HttpRequest, given: dict[str, Any]) -> dict[str, Any]:
             "holds": _holds(),
             "providers": [
                 (row, health_of(row)) for row in ProviderAccount.objects.all()[:50]
+            ],
+            "loops": [
+                (name, silent, leading.state_of(silent))
+                for name, silent in leading.silences().items()
             ],
             "workers": _workers(),
             "incidents": list(

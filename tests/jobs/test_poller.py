@@ -14,7 +14,7 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from billing.models import Account
-from jobs import outside, poller
+from jobs import leading, outside, poller
 from jobs.models import Job, ProviderAccount
 from jobs.poller import Poller
 from tests.factories import make_account
@@ -146,13 +146,13 @@ def test_two_pollers_never_ask_about_the_same_job(akool, alice):
 def test_of_two_pollers_one_leads_until_its_connection_is_gone():
     async def contest() -> list[bool]:
         first, second = Poller(), Poller()
-        said = [await one._db(one._leads) for one in (first, second, first)]
+        said = [await one._db(poller._leads) for one in (first, second, first)]
         await first.close()
         for _ in range(50):  # its end reaches the server in a moment
-            if await second._db(second._leads):
+            if await second._db(poller._leads):
                 break
             await asyncio.sleep(0.1)
-        said.append(await second._db(second._leads))
+        said.append(await second._db(poller._leads))
         await second.close()
         return said
 
@@ -291,6 +291,6 @@ def test_it_stops_when_told_and_leaves_no_connection(alice):
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = %s",
-            [poller.LOCK],
+            [leading.LOCKS["poller"]],
         )
         assert cursor.fetchone() == (0,)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
+import psycopg
 import pytest
+from django.contrib.auth import get_user_model
 from django.db import connection
 from django.db.models.functions import Now
+from django.test import Client
 from standardwebhooks import Webhook
 
 from billing import keys, ledger, prices
 from billing.models import Account
-from jobs import alarms, claims, incidents, routing, watch, workers
+from jobs import alarms, claims, incidents, leading, routing, watch, workers
 from jobs.models import Incident, Job, WebhookDelivery, WebhookEvent, Worker
 from tests.factories import make_account, make_job
 from tests.receivers import Receiver
@@ -54,6 +58,117 @@ class Clock:
             queue: since - seconds for queue, since in self.canary._since.items()
         }
         self.canary.look()
+
+
+# ------------------------------------------------------------------------- the loops
+
+
+class Leader:
+    """A housekeeper or a poller somewhere: a session that holds the loop's lock."""
+
+    def __init__(self, name: str) -> None:
+        facts = connection.get_connection_params()
+        self._session = psycopg.connect(
+            **{k: facts[k] for k in ("dbname", "user", "password", "host", "port")},
+            autocommit=True,
+        )
+        lock = leading.LOCKS[name]
+        self._session.execute("SELECT pg_advisory_lock(%s)", [lock])
+
+    def round(self) -> None:
+        self._session.execute("SELECT 1")
+
+    def die(self) -> None:
+        self._session.close()
+
+
+class Watch:
+    """Looks at the loops as if time had passed."""
+
+    def __init__(self) -> None:
+        self.loops = watch.Loops()
+
+    def pass_seconds(self, seconds: float) -> None:
+        self.loops._gone_since = {
+            name: since - seconds for name, since in self.loops._gone_since.items()
+        }
+        look_afresh()
+        self.loops.look()
+
+
+def look_afresh() -> None:
+    """Within a transaction, as here, sessions look as they did the first time."""
+    connection.cursor().execute("SELECT pg_stat_clear_snapshot()")
+
+
+@pytest.fixture
+def others() -> Iterator[dict[str, Leader]]:
+    """Both loops, living."""
+    made = {name: Leader(name) for name in leading.LOCKS}
+    yield made
+    for leader in made.values():
+        leader.die()
+
+
+def wait_for(state: str, name: str) -> None:
+    deadline = time.monotonic() + 10
+    while leading.state_of(leading.silences()[name]) != state:
+        assert time.monotonic() < deadline, f"{name} never became {state}"
+        time.sleep(0.02)
+        look_afresh()
+
+
+@pytest.mark.parametrize("name", ["housekeeper", "poller"])
+def test_a_loop_that_died_is_an_incident_until_another_leads(
+    others: dict[str, Leader], name: str
+) -> None:
+    seen = Watch()
+    seen.pass_seconds(0)
+    assert open_incidents() == set()
+    others[name].die()
+    wait_for("not running", name)
+    seen.pass_seconds(0)
+    seen.pass_seconds(59)
+    assert open_incidents() == set()  # it may just be started anew
+    seen.pass_seconds(2)
+    assert open_incidents() == {("loop_dead", name)}
+    # One who has only begun to look does not know how long it has been so.
+    Watch().pass_seconds(0)
+    assert open_incidents() == {("loop_dead", name)}
+    others[name] = Leader(name)
+    seen.pass_seconds(0)
+    assert open_incidents() == set()
+
+
+def test_a_loop_that_hangs_is_an_incident_though_it_holds_its_lock(
+    others: dict[str, Leader], settings: Any
+) -> None:
+    settings.DEAD_WORKER_SECONDS = 0.3
+    wait_for("silent", "poller")
+    Watch().pass_seconds(0)
+    assert ("loop_dead", "poller") in open_incidents()
+    settings.DEAD_WORKER_SECONDS = 60.0
+    others["poller"].round()
+    Watch().pass_seconds(0)
+    assert open_incidents() == set()
+
+
+def test_the_first_page_and_the_figures_say_which_loop_is_gone(
+    others: dict[str, Leader], client: Client
+) -> None:
+    client.force_login(
+        get_user_model().objects.create_superuser("olga"),
+        backend="django.contrib.auth.backends.ModelBackend",
+    )
+    others["poller"].die()
+    wait_for("not running", "poller")
+    board = client.get("/admin/").context["board"]
+    assert [(name, state) for name, _, state in board["loops"]] == [
+        ("housekeeper", "ok"),
+        ("poller", "not running"),
+    ]
+    page = client.get("/admin/").content.decode()
+    assert 'class="zoe-alarm">not running' in page
 
 
 # ----------------------------------------------------------------------- the canary

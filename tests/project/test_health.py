@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.db.migrations.recorder import MigrationRecorder
 from django.test import Client
 
+from jobs import leading
 from jobs.models import Worker
 
 pytestmark = pytest.mark.django_db
@@ -29,6 +31,7 @@ def test_it_names_each_dependency(s3_address: object, redis_url: str) -> None:
             "s3": "ok",
             "migrations": "ok",
             "workers": {"media": 1},
+            "loops": {"housekeeper": "not running", "poller": "not running"},
             "safety": "prompt_only",
         },
     )
@@ -40,6 +43,16 @@ def test_without_broker_and_s3_jobs_are_still_accepted(settings: Any) -> None:
     status, body = ask()
     assert status == 200
     assert (body["broker"], body["s3"]) == ("unreachable", "unreachable")
+
+
+def test_a_loop_that_leads_is_named_and_a_dead_one_refuses_nothing(
+    s3_address: object,
+) -> None:
+    assert leading.leads("housekeeper")
+    status, body = ask()
+    assert status == 200
+    assert body["loops"] == {"housekeeper": "ok", "poller": "not running"}
+    connection.cursor().execute("SELECT pg_advisory_unlock_all()")
 
 
 def test_a_database_behind_this_release_is_not_served() -> None:

@@ -112,6 +112,7 @@ def test_workers_webhooks_providers_and_incidents_are_shown() -> None:
     assert found["provider_poll_seconds", "main", "novita"] == 4
     assert found["incidents_open", "ledger"] == 1
     assert found[("housekeeper_running",)] == 0
+    assert found[("poller_running",)] == 0
 
 
 def test_a_silent_worker_is_not_alive() -> None:

@@ -18,7 +18,7 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 from django.utils import timezone
 
-from jobs import housekeeper, poller
+from jobs import leading
 from jobs.models import Worker
 from project import alive, stack, wiring
 
@@ -125,7 +125,7 @@ def test_of_several_gpu_workers_the_most_silent_decides(asked_here):
 
 @pytest.mark.parametrize(
     ("name", "lock"),
-    [("housekeeper", housekeeper.LOCK), ("poller", poller.LOCK)],
+    list(leading.LOCKS.items()),
 )
 def test_a_loop_is_alive_while_somebody_holds_its_lock(asked_here, name, lock):
     assert alive.what_is_wrong(name) == "nobody holds its lock"

@@ -80,6 +80,7 @@ def test_the_running_stacks_figures_say_who_works(live_stack: LiveStack) -> None
         every=1,
     )
     assert "zoetrope_housekeeper_running 1.0" in text()
+    assert "zoetrope_poller_running 1.0" in text()
 
 
 def logs_of(stack: LiveStack) -> dict[Path, bytes]:

@@ -1,7 +1,7 @@
 """`manage.py poller`: run the poller until TERM or Ctrl-C.
 
-Beside it a thread tells the operator's webhook of incidents: of our two loops this is
-the one that talks to the outside.
+Beside it one thread tells the operator's webhook of incidents: of our two loops this is
+the one that talks to the outside. Another looks whether the housekeeper lives.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from jobs import alarms, poller
+from jobs import alarms, poller, watch
 
 
 class Command(BaseCommand):
@@ -29,9 +29,7 @@ async def _main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     silence = threading.Event()
-    teller = threading.Thread(
-        target=alarms.run, args=(silence,), name="alarms", daemon=True
-    )
-    teller.start()
+    for name, work in (("alarms", alarms.run), ("loops", watch.watch_loops)):
+        threading.Thread(target=work, args=(silence,), name=name, daemon=True).start()
     await poller.run(stop)
     silence.set()
