@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -24,12 +25,14 @@ ELSEWHERE = "198.51.100.7"
 @pytest.fixture(autouse=True)
 def fresh_buckets(
     redis_url: str, settings: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+) -> Iterator[None]:
     throttles._rest.until = 0.0
     # Buckets outlive a test; a prefix of its own makes them new.
     settings.REDIS_PREFIX = f"limits-{time.monotonic_ns()}:"
     # Few, so that a slow machine does not get tokens back on the way.
     monkeypatch.setattr(throttles, "BAD_KEYS_PER_MINUTE", 4)
+    yield
+    throttles._rest.until = 0.0
 
 
 def get(path: str, *, key: str = "", peer: str = ELSEWHERE, **headers: str) -> Any:
