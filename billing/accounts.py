@@ -111,7 +111,7 @@ def anonymise(account_id: UUID) -> None:
         is_active=False,
         deleted_at=Now(),
     )
-    ApiKey.objects.filter(account_id=account_id).update(name="")
+    ApiKey.objects.filter(account_id=account_id).update(name="", client_secret="")
 
 
 def terms_of_account(account_id: UUID) -> PlanTerms:

@@ -194,9 +194,10 @@ class ApiKeyAdmin(NoDelete, ReasonedAdmin):
     )
     list_filter = ("mode", ("revoked_at", admin.EmptyFieldListFilter))
     list_select_related = ("account",)
-    search_fields = ("id", "name", "account__name")
+    search_fields = ("id", "client_id", "name", "account__name")
     fields = (
         "id",
+        "client_id",
         "account",
         "mode",
         "name",
@@ -210,6 +211,7 @@ class ApiKeyAdmin(NoDelete, ReasonedAdmin):
     )
     readonly_fields = (
         "id",
+        "client_id",
         "account",
         "mode",
         "created_at",

@@ -5,6 +5,10 @@ it, in base62. Only an HMAC-SHA256 under API_KEY_PEPPER is stored. A malformed k
 refused without asking the database; every other failure does the same work and raises
 the same InvalidKey. Good keys are remembered for a few seconds, so a revoked key or a
 disabled account stops within CACHE_SECONDS, everywhere.
+
+A key may have a client pair as well: an id of 16 and a secret of 32 characters, the last
+six a checksum, for clients that know nothing longer. The secret is then as good as the
+key, with the same rights, limits and end.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from uuid import UUID
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import QuerySet
+from django.db.models import Case, F, QuerySet, When
 from django.db.models.functions import Now
 
 from billing import touches
@@ -56,6 +60,10 @@ _SHAPE: Final = re.compile(
     r"zoe_(?P<mode>live|test)_(?P<id>[0-9A-Za-z]{8})_[0-9A-Za-z]{43}"
     r"_(?P<check>[0-9A-Za-z]{6})"
 )
+
+
+#: 155 bits in 26 characters, and their checksum: what fits an AES-256 key.
+_CLIENT_SECRET: Final = re.compile(r"[0-9A-Za-z]{26}(?P<check>[0-9A-Za-z]{6})")
 
 
 @dataclass(frozen=True)
@@ -124,10 +132,14 @@ def canonical_scopes(scopes: Iterable[str]) -> tuple[str, ...]:
 
 def is_well_formed(presented: str) -> bool:
     """Say by its form and checksum alone whether this may be one of our keys."""
-    shape = _SHAPE.fullmatch(presented)
+    shape = _SHAPE.fullmatch(presented) or _CLIENT_SECRET.fullmatch(presented)
     return shape is not None and hmac.compare_digest(
-        checksum(presented[:-7]), shape["check"]
+        checksum(_unchecked(presented)), shape["check"]
     )
+
+
+def _unchecked(presented: str) -> str:
+    return presented[:-6].removesuffix("_")
 
 
 def authenticate(presented: str) -> Credential:
@@ -135,10 +147,10 @@ def authenticate(presented: str) -> Credential:
     # fullmatch also bounds the length, so nothing large is ever hashed
     if not is_well_formed(presented):
         raise InvalidKey
-    digest = digest_of(presented[:-7])
+    digest = digest_of(_unchecked(presented))
     credential = _remembered(digest)
     if credential is None:
-        credential = _look_up(presented.split("_")[2], digest)
+        credential = _look_up(presented, digest)
         _remember(digest, credential)
     touches.note(credential.key_id)
     return credential
@@ -165,13 +177,16 @@ def on_behalf_of(account_id: UUID, mode: str) -> Credential:
     )
 
 
-def _look_up(key_id: str, digest: bytes) -> Credential:
-    key = (
-        ApiKey.objects.select_related("account", "account__plan")
-        .filter(pk=key_id)
-        .first()
+def _look_up(presented: str, digest: bytes) -> Credential:
+    known = ApiKey.objects.select_related("account", "account__plan").defer(
+        "client_secret"  # what is not decrypted cannot fail
     )
-    stored = bytes(key.digest) if key is not None else bytes(len(digest))
+    if presented.startswith("zoe_"):
+        key = known.filter(pk=presented.split("_")[2]).first()
+        stored = bytes(key.digest) if key is not None else bytes(len(digest))
+    else:
+        key = known.filter(client_digest=digest).first()
+        stored = digest
     is_same = hmac.compare_digest(stored, digest)
     if key is None or not (is_same and _is_usable(key)):
         raise InvalidKey
@@ -215,6 +230,48 @@ def base62(number: int, width: int) -> str:
     return "".join(reversed(digits))
 
 
+# --- Client pairs ---------------------------------------------------------------------
+
+
+def give_pair(key: ApiKey) -> None:
+    """Give a key its client pair; ``key`` has id and secret, to be shown this once."""
+    unchecked = base62(secrets.randbelow(62**26), 26)
+    key.client_id = base62(secrets.randbelow(62**16), 16)
+    key.client_secret = unchecked + checksum(unchecked)
+    key.client_digest = digest_of(unchecked)
+    key.save(update_fields=["client_id", "client_secret", "client_digest"])
+
+
+def is_client_id(key_id: str, presented: str) -> bool:
+    """Say whether this is the id that goes with the key: its own, or its pair's."""
+    pair = ApiKey.objects.filter(pk=key_id).values_list("client_id", flat=True).first()
+    return any(
+        hmac.compare_digest(one.encode(), presented.encode())
+        for one in (key_id, pair)
+        if one
+    )
+
+
+def pair_for(account_id: UUID, mode: str, *, key_id: str) -> tuple[str, str] | None:
+    """Return the id and secret to seal with what is for the account; None without any.
+
+    Of several pairs one that still works, then the given key's own, then the newest.
+    """
+    found = (
+        ApiKey.objects.filter(account_id=account_id, mode=mode, client_id__isnull=False)
+        .exclude(client_secret="")
+        .order_by(
+            F("revoked_at").asc(nulls_first=True),
+            Case(When(pk=key_id, then=0), default=1),
+            "-created_at",
+        )
+        .first()
+    )
+    if found is None or found.client_id is None:
+        return None
+    return found.client_id, found.client_secret
+
+
 # --- Remembering good keys ------------------------------------------------------------
 
 # digest -> (monotonic deadline, credential); the plain key is never kept
@@ -251,7 +308,8 @@ def forget() -> None:
 
 def keys_of(account_id: UUID) -> QuerySet[ApiKey]:
     """Return the account's keys, newest first, revoked and expired ones included."""
-    return ApiKey.objects.filter(account_id=account_id).order_by("-created_at", "pk")
+    mine = ApiKey.objects.filter(account_id=account_id).defer("client_secret")
+    return mine.order_by("-created_at", "pk")
 
 
 @transaction.atomic
@@ -263,6 +321,7 @@ def create_key(
     name: str = "",
     expires_at: datetime | None = None,
     daily_spend_cap_millicredits: int | None = None,
+    with_pair: bool = False,
 ) -> tuple[ApiKey, str]:
     """Make another key of the account; several may live at once, for rotation."""
     account = Account.objects.select_for_update(no_key=True).get(pk=account_id)
@@ -271,7 +330,7 @@ def create_key(
     live = ApiKey.objects.filter(account=account, mode=mode, revoked_at__isnull=True)
     if live.count() >= MAX_KEYS:
         raise BadRequest("mode", f"an account may have {MAX_KEYS} {mode} keys")
-    return mint(
+    key, plaintext = mint(
         account,
         mode,
         scopes,
@@ -279,6 +338,9 @@ def create_key(
         name=name,
         daily_spend_cap_millicredits=daily_spend_cap_millicredits,
     )
+    if with_pair:
+        give_pair(key)
+    return key, plaintext
 
 
 def revoke_all(account_id: UUID) -> int:

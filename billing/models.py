@@ -21,6 +21,8 @@ from django.db import models
 from django.db.models import F, Q
 from django.db.models.functions import Now
 
+from billing.secrets import EncryptedField
+
 
 class Mode(models.TextChoices):
     """Which of an account's two wallets: real credits, or rehearsal."""
@@ -141,6 +143,15 @@ class ApiKey(models.Model):
     #: HMAC-SHA256 under API_KEY_PEPPER of everything before the checksum.
     digest = models.BinaryField(editable=False)
     scopes = ArrayField(models.CharField(max_length=32))
+    #: Its other form, for clients that sign in with an id and a secret. The secret is
+    #: kept, encrypted, because webhooks are sealed with it; it is found by its HMAC.
+    client_id = models.CharField(
+        max_length=16, null=True, blank=True, unique=True, editable=False
+    )  # null, not "": several keys have none
+    client_secret = EncryptedField(
+        blank=True, default="", db_default="", editable=False
+    )
+    client_digest = models.BinaryField(null=True, unique=True, editable=False)
     #: A limit of this key's own, below the plan's; null: the plan's alone.
     requests_per_minute = models.PositiveIntegerField(
         null=True, blank=True, validators=[MinValueValidator(1)]
@@ -164,6 +175,11 @@ class ApiKey(models.Model):
                 name="a_key_lets_something_through",
                 condition=Q(requests_per_minute__isnull=True)
                 | Q(requests_per_minute__gte=1),
+            ),
+            models.CheckConstraint(
+                name="a_client_pair_is_whole",
+                condition=Q(client_id__isnull=True, client_digest__isnull=True)
+                | Q(client_id__isnull=False, client_digest__isnull=False),
             ),
         ]
 

@@ -19,7 +19,14 @@ from billing.ledger import Movement
 from billing.models import ApiKey, Mode
 
 KEY_FIELDS: Final = frozenset(
-    {"mode", "scopes", "name", "expires_at", "daily_spend_cap_credits"}
+    {
+        "mode",
+        "scopes",
+        "name",
+        "expires_at",
+        "daily_spend_cap_credits",
+        "client_pair",
+    }
 )
 DEFAULT_SCOPES: Final = ("jobs:write", "jobs:read", "billing:read")
 PAGE_MAX: Final = 100
@@ -58,8 +65,9 @@ def create_key(credential: Credential, body: Mapping[str, Any]) -> dict[str, Any
         daily_spend_cap_millicredits=_millicredits(
             "daily_spend_cap_credits", body.get("daily_spend_cap_credits")
         ),
+        with_pair=_flag("client_pair", body.get("client_pair", False)),
     )
-    return {**key_data(key), "key": plaintext}
+    return new_key_data(key, plaintext)
 
 
 def revoke_key(credential: Credential, key_id: str) -> dict[str, Any]:
@@ -78,6 +86,15 @@ def _require_mode(credential: Credential, mode: str) -> None:
         raise MissingScope("admin (live)")
 
 
+def new_key_data(key: ApiKey, plaintext: str) -> dict[str, Any]:
+    """Return a key just made, with what is shown this once."""
+    return {
+        **key_data(key),
+        "key": plaintext,
+        "client_secret": key.client_secret or None,
+    }
+
+
 def key_data(key: ApiKey) -> dict[str, Any]:
     cap = key.daily_spend_cap_millicredits
     return {
@@ -86,6 +103,7 @@ def key_data(key: ApiKey) -> dict[str, Any]:
         "name": key.name,
         "mode": key.mode,
         "prefix": str(key),
+        "client_id": key.client_id,
         "scopes": list(key.scopes),
         "daily_spend_cap_credits": None if cap is None else credits_of(cap),
         "created_at": _stamp(key.created_at),
@@ -164,6 +182,12 @@ def _scopes(value: object) -> tuple[str, ...]:
 def _name(value: object) -> str:
     if not isinstance(value, str) or len(value) > 100 or not value.isprintable():
         raise BadRequest("name", "must be at most 100 printable characters")
+    return value
+
+
+def _flag(field: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise BadRequest(field, "must be true or false")
     return value
 
 

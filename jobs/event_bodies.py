@@ -9,10 +9,17 @@ from typing import Any, cast
 
 from django.conf import settings
 
+from billing import keys
+from inference.errors import RenderError
 from jobs import context, display, webhooks
 from jobs.dialects import base, load_dialect
 from jobs.dialects.native import job_body
-from jobs.models import WebhookEvent
+from jobs.models import Job, WebhookEvent
+
+
+class CannotBeSealed(RenderError):
+    """There is nothing to encrypt this account's webhook with."""
+
 
 #: What an event says its job's status is, also when it is sent after the next change.
 _STATUS = {
@@ -48,9 +55,16 @@ def in_dialect(event: WebhookEvent, name: str) -> tuple[bytes, Mapping[str, str]
             created_at=event.created_at,
             job=_view(event, dialect),
         ),
-        {},
+        _pair_of(event.job) if dialect.seals_webhooks else {},
     )
     return call.body, call.headers
+
+
+def _pair_of(job: Job) -> dict[str, str]:
+    pair = keys.pair_for(job.account_id, job.mode, key_id=job.api_key_id)
+    if pair is None:
+        raise CannotBeSealed("the account has no client pair any more")
+    return {"client_id": pair[0], "client_secret": pair[1]}
 
 
 def _data(event: WebhookEvent) -> dict[str, Any]:

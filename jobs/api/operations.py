@@ -25,7 +25,7 @@ from jobs.errors import (
     Unauthenticated,
 )
 from jobs.models import Job
-from jobs.requests import JobRequest
+from jobs.requests import JobRequest, WebhookTarget
 from jobs.states import Status
 
 if TYPE_CHECKING:
@@ -139,6 +139,7 @@ def remix(call: Call, command: base.Remix) -> base.JobView:
 
 
 def _submit(call: Call, request: JobRequest, *, source: Job | None = None) -> Job:
+    _check_webhook(call, request.webhook)
     return intake.submit(
         request,
         credential=call.require_credential(),
@@ -149,8 +150,22 @@ def _submit(call: Call, request: JobRequest, *, source: Job | None = None) -> Jo
     )
 
 
+def _check_webhook(call: Call, target: WebhookTarget | None) -> None:
+    """Refuse a webhook that nobody could open."""
+    if target is None or not call.dialect.seals_webhooks:
+        return
+    asks = call.require_credential()
+    if keys.pair_for(asks.account_id, asks.mode, key_id=asks.key_id) is None:
+        raise InvalidRequest(
+            "webhook",
+            "It is encrypted with your client id and secret, and you have none: make "
+            "a key with client_pair at POST /v1/keys.",
+        )
+
+
 def add_audio(call: Call, command: base.AddAudio) -> base.JobView:
     """Put another sound under a finished video, as a job of its own."""
+    _check_webhook(call, command.webhook)
     job = intake.submit_audio(
         call.find(command.source_id),
         command.audio,
@@ -365,15 +380,15 @@ def effects(call: Call, command: base.Ask) -> base.EffectsPage:
 
 
 def token(call: Call, command: base.Token) -> str:
-    """Exchange a client id and secret for a bearer token: the API key itself.
+    """Exchange a client id and secret for a bearer token: the secret itself.
 
-    The secret is an API key of ours; its id part is the client id.
+    They are a key's client pair, or an API key and its id part.
     """
     try:
         credential = keys.authenticate(command.client_secret)
     except billing_errors.InvalidKey as error:
         raise Unauthenticated from error
-    if credential.key_id != command.client_id:
+    if not keys.is_client_id(credential.key_id, command.client_id):
         raise Unauthenticated
     return command.client_secret
 

@@ -626,7 +626,11 @@ _CODES: tuple[tuple[type[ApiError], int, str | None, int], ...] = (
     (InternalError, CREATE_FAILED, None, OUTAGE_STATUS),
 )
 #: What is refused after parsing comes under our names.
-_WIRE_NAMES = {"effect": "effect_code", "premium": "is_premium_model"}
+_WIRE_NAMES = {
+    "effect": "effect_code",
+    "premium": "is_premium_model",
+    "webhook": "webhookurl",
+}
 
 
 def error(refused: ApiError, wire: WireRequest) -> WireResponse:
@@ -775,4 +779,5 @@ DIALECT = Dialect(
     new_id=new_id,
     key_of=key_of,
     webhook=webhook,
+    seals_webhooks=True,
 )

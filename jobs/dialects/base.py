@@ -397,3 +397,5 @@ class Dialect:
     idempotency_header: str = "idempotency-key"
     #: event → the call of this dialect's own webhook format, with the given secrets
     webhook: Callable[[Event, Mapping[str, str]], SignedCall] | None = None
+    #: True: that call is encrypted with the account's ``client_id``, ``client_secret``
+    seals_webhooks: bool = False

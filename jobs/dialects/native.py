@@ -370,6 +370,8 @@ KEY_FIELDS = (
           schema={"minItems": 1, "items": {"type": "string"}}),
     Field("expires_at", "string", "ISO 8601 with zone, in the future", schema=_TIME),
     Field("daily_spend_cap_credits", "number", "0 or more", schema={"minimum": 0}),
+    Field("client_pair", "boolean", "", default="false",
+          meaning="Also give it an id and a secret of 16 and 32 characters (Akool)."),
 )  # fmt: skip
 ENDPOINT_FIELDS = (
     Field("url", "string", "https URL", required=True, schema={"format": "uri"}),

@@ -245,6 +245,10 @@ class NewKey(Strict):
     name = Text(max_length=100, default="", allow_blank=True)
     expires_at = Moment(required=False, allow_null=True, validators=[in_the_future])
     daily_spend_cap_credits = Credits(required=False, allow_null=True)
+    client_pair = serializers.BooleanField(
+        default=False,
+        help_text="Also give it an id and a secret of 16 and 32 characters (Akool).",
+    )
 
 
 class KeyOut(serializers.Serializer):  # type: ignore[type-arg]
@@ -253,6 +257,9 @@ class KeyOut(serializers.Serializer):  # type: ignore[type-arg]
     name = serializers.CharField(allow_blank=True)
     mode = serializers.CharField()
     prefix = serializers.CharField()
+    client_id = serializers.CharField(
+        allow_null=True, help_text="Of its client pair, if it has one."
+    )
     scopes = serializers.ListField(child=serializers.CharField())
     daily_spend_cap_credits = serializers.FloatField(allow_null=True)
     created_at = serializers.DateTimeField()
@@ -263,6 +270,9 @@ class KeyOut(serializers.Serializer):  # type: ignore[type-arg]
 
 class NewKeyOut(KeyOut):
     key = serializers.CharField(help_text="The key itself, shown this once.")
+    client_secret = serializers.CharField(
+        allow_null=True, help_text="Of its client pair, shown this once."
+    )
 
 
 KeyList = inline_serializer(

@@ -19,7 +19,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from billing import accounts, keys, ledger
-from billing.serializers import key_data
+from billing.serializers import key_data, new_key_data
 from jobs.operator import serializers as wire
 from jobs.operator import usage
 from jobs.operator.door import OperatorView, Unacceptable
@@ -356,11 +356,10 @@ class Keys(OperatorView):
                 name=asked["name"],
                 expires_at=asked.get("expires_at"),
                 daily_spend_cap_millicredits=asked.get("daily_spend_cap_credits"),
+                with_pair=asked["client_pair"],
             )
             _write_down(request, account, CHANGE, f"Issued key {row}.")
-        return Response(
-            {**key_data(row), "key": plaintext}, status=status.HTTP_201_CREATED
-        )
+        return Response(new_key_data(row, plaintext), status=status.HTTP_201_CREATED)
 
 
 class OneKey(OperatorView):
