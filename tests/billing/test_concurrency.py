@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import pytest
@@ -112,7 +113,7 @@ def test_the_first_hold_of_a_new_test_wallet_may_come_twice() -> None:
 def test_one_payment_told_for_many_accounts_at_once_is_credited_once() -> None:
     customers = [make_customer(f"payer {n}") for n in range(12)]
 
-    def pay(number: int, payment_id: str) -> str:
+    def pay(payment_id: str, number: int) -> str:
         return outcome(
             lambda: ledger.purchase(
                 **customers[number].wallet,
@@ -122,8 +123,7 @@ def test_one_payment_told_for_many_accounts_at_once_is_credited_once() -> None:
         )
 
     for payment in range(5):
-        payment_id = f"pay_{payment}"
-        results = Counter(in_threads(12, lambda n, p=payment_id: pay(n, p)))
+        results = Counter(in_threads(12, partial(pay, f"pay_{payment}")))
         assert results == {"done": 1, "ReferenceReused": 11}
     assert sum(customer.available for customer in customers) == 50
     assert ledger.check() == []
