@@ -181,8 +181,9 @@ class Chaos:
         number = self.random.randrange(10_000)
         lives = self.random.choice([None, 0.0, 0.05, 0.5, 60.0])
         expires_at = lives if lives is None else _in(lives)
+        # The last customer is given nothing more, so that somebody surely runs dry.
         ledger.grant(
-            **self.someone().wallet,
+            **self.random.choice(self.customers[:-1]).wallet,
             reference=f"gift-{number}",
             amount_millicredits=1000 + number,
             expires_at=expires_at,
