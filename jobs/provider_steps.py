@@ -290,18 +290,21 @@ def was_found(job_id: UUID, provider_id: str, *, token: str) -> bool:
     """
     job = Job.objects.get(pk=job_id)
     if job.submit_token == token and job.step == Step.RECONCILE:
-        moved = lifecycle.return_to(
-            job.pk,
-            Step.AWAIT,
-            came_from=Step.RECONCILE,
-            provider_job_id=provider_id,
-            next_poll_at=Now(),
-            poll_failures=0,
-            end_by=Now() + timedelta(seconds=settings.RUN_DEADLINE_SECONDS),
-        )
+        with transaction.atomic():
+            moved = lifecycle.return_to(
+                job.pk,
+                Step.AWAIT,
+                came_from=Step.RECONCILE,
+                provider_job_id=provider_id,
+                next_poll_at=Now(),
+                poll_failures=0,
+                end_by=Now() + timedelta(seconds=settings.RUN_DEADLINE_SECONDS),
+            )
+            if moved:
+                found = f"found at the provider: {provider_id}"
+                lifecycle.note(job.pk, "reconcile", found)
+                incidents.resolve("unknown_fate", str(job.pk), by="reconcile")
         if moved:
-            lifecycle.note(job.pk, "reconcile", f"found at the provider: {provider_id}")
-            incidents.resolve("unknown_fate", str(job.pk), by="reconcile")
             return True
     if job.provider_job_id == provider_id or job.provider_account is None:
         return False

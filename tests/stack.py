@@ -79,7 +79,8 @@ class LiveStack:
         if self._clerk is None or self._clerk.poll() is not None:
             self._clerk = subprocess.Popen(
                 [sys.executable, "-m", "tests.clerk"],
-                env=self.env,
+                # No pool: a connection in it would outlive a restart of Postgres.
+                env=self.env | {"DATABASE_POOL": "0"},
                 cwd=ROOT,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -102,7 +102,7 @@ def test_while_redis_is_frozen_jobs_are_accepted_fast(live_stack: LiveStack) -> 
                 client.post(f"/v1/jobs/{job}/cancel").raise_for_status()
             assert client.get(f"/v1/jobs/{jobs[0]}").status_code == 200
         slowest = sorted(took)[-1 - len(took) // 100]
-        assert slowest < 0.5
+        assert slowest < 1.0  # frozen for many seconds
         for job in [*jobs[:2], *jobs[-2:]]:
             ended = live_stack.wait_for_job(client, job, seconds=120)
             assert ended["status"] == "succeeded", ended["error"]

@@ -327,6 +327,7 @@ def plan(request: JobRequest) -> dict[str, Any]:
         "fetched": (request.image, request.last_image, sound),
         "priced": (request.tier, request.frames, request.premium, request.audio.mode),
         "told": request.webhook,
+        "judged": resolved["safety_policy"],
         "ours": (request.priority, request.retention_seconds, request.metadata),
     }
 
