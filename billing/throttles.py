@@ -26,8 +26,6 @@ from redis.retry import Retry
 if TYPE_CHECKING:
     from billing.keys import Credential
 
-#: Refused keys per minute and address; enough for a broken client, few for a guesser.
-BAD_KEYS_PER_MINUTE: Final = 60
 #: Of an operator key: a shop's busiest minute, and an end to a loop gone wrong.
 OPERATOR_REQUESTS_PER_MINUTE: Final = 600
 #: How long Redis is left alone after it failed.
@@ -83,7 +81,7 @@ def take(credential: Credential, *, creates: bool) -> Allowance:
 
 def take_for_bad_key(address: str) -> Allowance:
     """Take a token of an address that presented no good key."""
-    bucket = Bucket(f"bad-key:{_place_of(address)}", BAD_KEYS_PER_MINUTE)
+    bucket = Bucket(f"bad-key:{_place_of(address)}", settings.BAD_KEYS_PER_MINUTE)
     return take_from([bucket], creates=False)
 
 

@@ -101,6 +101,8 @@ APPEND_SLASH = False  # several dialects' paths differ by their slash only
 # A picture of 10 MB is 13.4 MB in base64; the API's own limits are stricter and say so.
 DATA_UPLOAD_MAX_MEMORY_SIZE = env.integer("MAX_BODY_BYTES", 40 * 1024 * 1024)
 STRANGER_BODY_BYTES = 64 * 1024  # enough for a login form or a token exchange
+# Refused keys per address: enough for a broken client, few for a guesser
+BAD_KEYS_PER_MINUTE = env.integer("BAD_KEYS_PER_MINUTE", 60)
 FILE_UPLOAD_MAX_MEMORY_SIZE = DATA_UPLOAD_MAX_MEMORY_SIZE
 DATA_UPLOAD_MAX_NUMBER_FILES = 10
 DATA_UPLOAD_MAX_NUMBER_FIELDS = 1000

@@ -36,6 +36,7 @@ FAST = {
     "RING_EVERY_SECONDS": "1",
     "BELL_REST_SECONDS": "1",
     "WEB_WORKERS": "1",
+    "BAD_KEYS_PER_MINUTE": "10000",  # the tests' callers share one address
     "LOG_LEVEL": "INFO",
 }
 
@@ -137,6 +138,12 @@ class LiveStack:
             seconds=seconds,
             what=f"{name} to be started again",
         )
+
+    def forget_routes(self) -> None:
+        """Wait until no process works by provider accounts or routes it read before."""
+        from jobs.routing import CACHE_SECONDS
+
+        time.sleep(CACHE_SECONDS)
 
     def check_ledger(self) -> None:
         self.manage("check_ledger")

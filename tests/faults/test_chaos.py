@@ -26,7 +26,16 @@ SECONDS = float(os.environ.get("CHAOS_SECONDS", "300"))
 SEED = int(os.environ.get("CHAOS_SEED", random.randrange(10**6)))
 #: lease (90 s), reaper, three tries and their pauses, and the work itself
 SETTLE_SECONDS = 600.0
-VICTIMS = ("worker-media", "worker-cpu", "worker-cpu-test", "redis", "housekeeper")
+VICTIMS = (
+    "web",
+    "worker-media",
+    "worker-cpu",
+    "worker-cpu-test",
+    "poller",
+    "housekeeper",
+    "postgres",
+    "redis",
+)
 BODY = {
     "image": base64.b64encode(png(160, 120)).decode(),
     "resolution": "480p",

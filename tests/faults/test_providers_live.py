@@ -34,6 +34,7 @@ def fake(live_stack: LiveStack) -> Iterator[FakeService]:
             "--setting=poll_seconds=0.5",
             stdin=json.dumps({"api_key": "sk-test"}),
         )
+        live_stack.forget_routes()
         yield service
         live_stack.sql("UPDATE jobs_provideraccount SET is_enabled = false")
 

@@ -23,7 +23,6 @@ import av
 import httpx
 import pytest
 
-from jobs import routing
 from tests.stack import ROOT, LiveStack, wait_until
 
 pytestmark = [pytest.mark.stories, pytest.mark.timeout(300)]
@@ -135,7 +134,7 @@ def point_route_at(stack: LiveStack, profile: str) -> None:
         "UPDATE jobs_route SET profile = %s WHERE model = 'wan-tiny' AND runner = 'wan'",
         profile,
     )
-    time.sleep(routing.CACHE_SECONDS + 1)
+    stack.forget_routes()
 
 
 @pytest.mark.parametrize(

@@ -23,14 +23,12 @@ ELSEWHERE = "198.51.100.7"
 
 
 @pytest.fixture(autouse=True)
-def fresh_buckets(
-    redis_url: str, settings: Any, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[None]:
+def fresh_buckets(redis_url: str, settings: Any) -> Iterator[None]:
     throttles._rest.until = 0.0
     # Buckets outlive a test; a prefix of its own makes them new.
     settings.REDIS_PREFIX = f"limits-{time.monotonic_ns()}:"
     # Few, so that a slow machine does not get tokens back on the way.
-    monkeypatch.setattr(throttles, "BAD_KEYS_PER_MINUTE", 4)
+    settings.BAD_KEYS_PER_MINUTE = 4
     yield
     throttles._rest.until = 0.0
 
