@@ -32,6 +32,7 @@ WITH picked AS (
      WHERE queue = %(queue)s AND status IN ('queued', 'running')
        AND lease_until IS NULL AND ready_at IS NOT NULL
        AND (run_after IS NULL OR run_after <= statement_timestamp())
+       AND (%(step)s::text IS NULL OR step = %(step)s)
      ORDER BY priority DESC, ready_at
      LIMIT 1
      FOR NO KEY UPDATE SKIP LOCKED
@@ -128,7 +129,7 @@ def claim_next(queue: str, *, worker: str, step: Step | None = None) -> Claim | 
             {
                 "queue": queue,
                 "worker": worker,
-                "step": step,
+                "step": step and step.value,
                 "lease": settings.LEASE_SECONDS,
                 "deadline": settings.RUN_DEADLINE_SECONDS,
                 "factor": settings.RUN_DEADLINE_FACTOR,

@@ -25,7 +25,16 @@ from redis.exceptions import RedisError
 
 from billing import ledger
 from inference.errors import RenderError, StorageUnavailable
-from jobs import bells, deliveries, incidents, leading, lifecycle, retention, watch
+from jobs import (
+    bells,
+    deliveries,
+    incidents,
+    leading,
+    lifecycle,
+    outside,
+    retention,
+    watch,
+)
 from jobs.models import IdempotencyRecord, Job
 from jobs.states import Status, Step
 
@@ -141,6 +150,7 @@ def ring_queues() -> None:
         )
         .exclude(queue="")
         .exclude(run_after__gt=Now())
+        .exclude(step=Step.SUBMIT, queue__in=outside.full_queues())
         .values_list("queue")
         .annotate(jobs=Count("id"))
     )

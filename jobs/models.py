@@ -158,6 +158,19 @@ class Job(models.Model):
                     ready_at__isnull=False,
                 ),
             ),
+            # A full provider's workers look past every submit that waits there.
+            models.Index(
+                "queue",
+                F("priority").desc(),
+                "ready_at",
+                name="job_collectable",
+                condition=Q(
+                    step="collect",
+                    status__in=["queued", "running"],
+                    lease_until__isnull=True,
+                    ready_at__isnull=False,
+                ),
+            ),
             models.Index(
                 fields=["lease_until"],
                 name="job_leased",

@@ -161,6 +161,16 @@ def seconds_to_wait(provider: str) -> float | None:
     return min(waits, default=None)
 
 
+def full_queues() -> list[str]:
+    """Return the queues of providers that take no submit until a job there has ended."""
+    names = ProviderAccount.objects.filter(provider__in=registry.PROVIDERS)
+    return [
+        f"{QUEUE_PREFIX}{name}"
+        for name in names.order_by().values_list("provider", flat=True).distinct()
+        if seconds_to_wait(name) is None
+    ]
+
+
 def _seconds_until(moment: datetime | None) -> float:
     if moment is None:
         return 0.0

@@ -19,7 +19,7 @@ from django.db import connection
 from django.db.models.functions import Now
 
 from billing import ledger
-from jobs import incidents, leading
+from jobs import incidents, leading, outside
 from jobs.models import Job, Worker
 from jobs.states import TERMINAL
 
@@ -42,6 +42,7 @@ SELECT queue, EXISTS (
   FROM (SELECT DISTINCT queue FROM jobs_job
          WHERE status IN ('queued', 'running') AND lease_until IS NULL
            AND ready_at IS NOT NULL AND queue <> ''
+           AND NOT (step = 'submit' AND queue = ANY(%(full)s))
            AND (run_after IS NULL OR run_after <= now())) w
 UNION ALL
 SELECT 'webhook', EXISTS (
@@ -66,9 +67,9 @@ SELECT 'the poller', false
 class Canary:
     """Notices a queue that has work of which nothing is claimed.
 
-    Not the age of the work counts (a busy queue is no fault) but how long, without a
-    break, something was ready and nobody took or held any of it: its bells are not
-    heard, or its workers are gone.
+    Not the age of the work counts (a busy queue is no fault, nor what waits for a full
+    provider) but how long, without a break, something was ready and nobody took or held
+    any of it: its bells are not heard, or its workers are gone.
     """
 
     def __init__(self) -> None:
@@ -80,7 +81,9 @@ class Canary:
         window, self._looked_at = now - self._looked_at, now
         with connection.cursor() as cursor:
             # a second more than since the last look, so that no claim falls between
-            cursor.execute(_WAITING, {"seconds": window + 1})
+            cursor.execute(
+                _WAITING, {"seconds": window + 1, "full": outside.full_queues()}
+            )
             waiting = dict(cursor.fetchall())
         self._since = {
             queue: now if is_served else self._since.get(queue, now)

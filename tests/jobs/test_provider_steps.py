@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
+from django.db.models.functions import Now
 
 from billing.models import Account
 from inference.providers.base import RemoteStatus
-from jobs import outside, provider_steps, tasks
+from jobs import (
+    claims,
+    housekeeper,
+    outside,
+    poller,
+    provider_steps,
+    tasks,
+    watch,
+)
+from jobs.models import Incident, Job, ProviderAccount
 from jobs.requests import Sound
 from tests.factories import make_account
 from tests.fakes import FakeService
@@ -81,6 +92,59 @@ def test_a_full_provider_leaves_jobs_queued_and_starts_no_deadline(name, fake, a
     second = world.submitted(alice, name)
     assert (second.status, second.step) == ("queued", "submit")
     assert (second.started_at, second.end_by, second.step_tries) == (None, None, 0)
-    # A worker's bell does not even claim it, but would collect what is ready.
-    assert tasks._only_step(f"provider.{name}") == "collect"
     assert len(fake.calls_to("submit")) == 1
+
+
+@pytest.fixture
+def full(name: str, fake: FakeService, alice: Account) -> tuple[Job, Job]:
+    """Return a job that is out at a provider with room for one, and one that waits."""
+    row = world.enter(fake, concurrent_jobs=2)
+    out, _ = world.submitted(alice, name), world.submitted(alice, name)
+    ProviderAccount.objects.filter(pk=row.pk).update(concurrent_jobs=1)
+    waiting = world.order(alice, name)
+    world.work("media")
+    waiting.refresh_from_db()
+    # Its result will lie behind the one that waits.
+    Job.objects.filter(pk=out.pk).update(ready_at=Now() + timedelta(hours=1))
+    return out, waiting
+
+
+@pytest.mark.parametrize("name", ["novita"])
+def test_bells_of_a_full_provider_claim_no_submit_but_collect_what_is_ready(name, full):
+    out, waiting = full
+    queue = f"provider.{name}"
+    only = tasks._only_step(queue)
+    assert only == "collect"
+    for _ in range(3):
+        assert claims.claim_next(queue, worker="w", step=only) is None
+    poller._arrived(out.pk, name)
+    claimed = claims.claim_next(queue, worker="w", step=tasks._only_step(queue))
+    assert claimed is not None
+    assert (claimed.job_id, claimed.step) == (out.pk, "collect")
+    fence = waiting.fence
+    waiting.refresh_from_db()
+    assert (waiting.status, waiting.fence) == ("queued", fence)
+    assert not waiting.attempts.filter(step="submit").exists()
+
+
+@pytest.mark.parametrize("name", ["novita"])
+def test_what_waits_for_a_full_provider_is_neither_rung_for_nor_an_incident(name, full):
+    out, _ = full
+    queue = f"provider.{name}"
+    before, canary = housekeeper.waiting_bells(queue), watch.Canary()
+    assert stuck_after_an_hour(canary) == set()
+    housekeeper.ring_queues()
+    assert housekeeper.waiting_bells(queue) == before
+    # A result that nobody collects is another matter.
+    poller._arrived(out.pk, name)
+    assert stuck_after_an_hour(canary) == {queue}
+    housekeeper.ring_queues()
+    assert housekeeper.waiting_bells(queue) == before + 1
+
+
+def stuck_after_an_hour(canary: watch.Canary) -> set[str]:
+    canary.look()
+    canary._since = {queue: since - 3600 for queue, since in canary._since.items()}
+    canary.look()
+    open_now = Incident.objects.filter(kind="queue_stuck", resolved_at=None)
+    return set(open_now.values_list("subject", flat=True))
