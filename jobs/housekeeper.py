@@ -17,7 +17,7 @@ import structlog
 from django.conf import settings
 from django.db import Error as DatabaseError
 from django.db import connection
-from django.db.models import Count, QuerySet
+from django.db.models import Count, Q, QuerySet
 from django.db.models.functions import Now
 from kombu.exceptions import OperationalError as BrokerError
 from redis import Redis
@@ -177,10 +177,15 @@ def reap() -> None:
 def end_overdue() -> None:
     """End jobs that waited or ran too long, and cancellations nobody confirmed."""
     idle = Job.objects.filter(lease_until__isnull=True)
+    starts_anew = Q(
+        status=Status.RUNNING,
+        end_by__isnull=True,
+        step__in=[Step.SUBMIT, Step.GENERATE],
+    )
     _each(
-        idle.filter(status=Status.QUEUED, start_by__lt=Now()),
-        lambda job: lifecycle.end(
-            job.pk,
+        idle.filter(Q(status=Status.QUEUED) | starts_anew, start_by__lt=Now()),
+        lambda job: lifecycle.expire(
+            job,
             RenderError(
                 "waited in the queue past its time to live",
                 code="queue_expired",
@@ -192,8 +197,8 @@ def end_overdue() -> None:
         idle.filter(status=Status.RUNNING, end_by__lt=Now()).exclude(
             step=Step.RECONCILE
         ),
-        lambda job: lifecycle.end(
-            job.pk,
+        lambda job: lifecycle.expire(
+            job,
             RenderError(
                 "ran past its deadline",
                 code="deadline_exceeded",

@@ -16,7 +16,7 @@ import structlog
 from django.conf import settings
 from django.db import transaction
 from django.db.models import F
-from django.db.models.functions import Now
+from django.db.models.functions import Greatest, Now
 
 from billing import accounts, ledger
 from inference.catalogue import MODELS
@@ -159,21 +159,59 @@ def fail(claim: Claim, error: RenderError) -> None:
         _after_close(job, "job.failed")
 
 
-def end(job_id: UUID, error: RenderError) -> bool:
+def end(job_id: UUID, error: RenderError, *, fence: int | None = None) -> bool:
     """Fail a job that nobody is working on (deadline, queue TTL, provider's word).
 
-    Returns False when the job ended or was claimed meanwhile.
+    Returns False when the job ended or was claimed meanwhile; with a ``fence``, also
+    when it was claimed since.
     """
     job = Job.objects.get(pk=job_id)
+    unclaimed = {} if fence is None else {"fence": fence}
     with transaction.atomic():
         ledger.lock_wallet(account_id=job.account_id, mode=job.mode)
         moved = Job.objects.filter(
-            pk=job_id, status__in=_ACTIVE, lease_until__isnull=True
+            pk=job_id, status__in=_ACTIVE, lease_until__isnull=True, **unclaimed
         ).update(**_closing(Status.FAILED), **_reasons(error))
         if moved:
             _give_back(job)
             _after_close(job, "job.failed")
     return bool(moved)
+
+
+def expire(job: Job, error: RenderError) -> None:
+    """End a job whose time is over; what may be at a provider is looked for first."""
+    if _may_be_out(job):
+        put_in_doubt(job, "its time was over before anybody knew its answer")
+    else:
+        end(job.pk, error, fence=job.fence)
+
+
+def _may_be_out(job: Job) -> bool:
+    """Return whether a provider may have the job although no answer came."""
+    return job.step == Step.SUBMIT and job.submit_sent_at is not None
+
+
+def put_in_doubt(job: Job, reason: str) -> None:
+    """Have a submitted job looked for that no worker holds (any more)."""
+    with transaction.atomic():
+        moved = Job.objects.filter(
+            pk=job.pk,
+            fence=job.fence,
+            step=Step.SUBMIT,
+            status__in=_ACTIVE,
+            submit_sent_at__isnull=False,
+        ).exclude(lease_until__gte=Now())
+        if moved.update(
+            step=Step.RECONCILE,
+            queue="",
+            lease_until=None,
+            worker="",
+            step_tries=0,
+            run_after=None,
+            next_poll_at=Now(),
+            poll_failures=0,
+        ):
+            note(job.pk, "reconcile", reason)
 
 
 def try_again(claim: Claim, error: RenderError) -> None:
@@ -242,6 +280,7 @@ def reroute_waiting(job: Job, error: RenderError) -> bool:
             choice.first_step,
             came_from=Step(job.step),
             **_rerouted(choice, tried, error),
+            **(anew() if job.step == Step.RECONCILE else {}),
         )
         if moved:
             _leave_errand_of(job, _wanted_no_more(job))
@@ -321,6 +360,15 @@ def return_to(
     return bool(moved)
 
 
+def anew() -> dict[str, Any]:
+    """Return the fields of a job whose time in doubt shall not count against it.
+
+    Its deadline runs from its next claim; till then it waits like a new one.
+    """
+    patience = timedelta(seconds=settings.RUN_DEADLINE_SECONDS)
+    return {"end_by": None, "start_by": Greatest(F("start_by"), Now() + patience)}
+
+
 def _unsent() -> dict[str, Any]:
     """Return the fields of a job that no provider has (any more)."""
     return {
@@ -359,9 +407,11 @@ def lose(job: Job) -> None:
         if Job.objects.filter(**gone).update(lease_until=None, worker=""):
             cancel_now(job_id)
         return
-    # What may be at a provider is looked for there, however often its worker died.
-    is_in_doubt = job.step == Step.SUBMIT and job.submit_sent_at is not None
-    if job.step_tries + 1 >= settings.STEP_TRIES and not is_in_doubt:
+    if _may_be_out(job):
+        # However often its worker died, and also while the provider takes no more.
+        put_in_doubt(job, "the worker went away before it knew the answer")
+        return
+    if job.step_tries + 1 >= settings.STEP_TRIES:
         if Job.objects.filter(**gone).update(lease_until=None, worker=""):
             end(
                 job_id,

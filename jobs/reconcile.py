@@ -187,6 +187,7 @@ def _send_again(job: Job, *, keep_token: bool, by: str = "reconcile") -> None:
         queue=job.route["queue"],
         next_poll_at=None,
         poll_failures=0,
+        **lifecycle.anew(),
         **changes,
     )
     if moved:

@@ -337,11 +337,10 @@ def test_a_worker_killed_after_the_submit_never_sends_it_again(name, fake, alice
         submit_sent_at=Now(),
         lease_until=Now() - timedelta(seconds=1),
     )
-    for _ in range(4):
-        if (row := Job.objects.get()).step == "submit":
-            lifecycle.lose(row)
-            world.work(f"provider.{name}")
+    housekeeper.reap()
+    # Without a worker, who may be away or kept from it by a full provider.
     assert (again(job).step, job.status) == ("reconcile", "running")
+    assert job.attempts.get(step="submit").outcome == "lost"
     assert submits(fake) == 0
 
 
@@ -357,6 +356,80 @@ def test_a_server_that_knows_tokens_is_sent_the_same_one_again(fakes, alice):
     assert (again(job).step, job.submit_token) == ("await", token)
     sent = [call.headers["idempotency-key"] for call in fake.calls_to("submit")]
     assert sent == [token, token]
+
+
+# ------------------------------------------------------------- time spent in doubt
+
+
+def time_is_over() -> None:
+    """Let every deadline pass and the housekeeper see it."""
+    Job.objects.filter(end_by__isnull=False).update(end_by=Now() - timedelta(seconds=1))
+    housekeeper.end_overdue()
+
+
+@pytest.mark.parametrize("name", ["sinancode", "openai_videos"])
+def test_time_in_doubt_does_not_count_for_what_is_then_sent_again(name, fake, alice):
+    world.enter(fake)
+    fake.script("submit", "refuse")
+    job = world.submitted(alice, name)
+    time_is_over()
+    assert again(job).step == "reconcile"
+    if name in LISTED:
+        world.reconcile_now(age_seconds=40)
+    else:
+        reconcile.settle_as_absent(job, actor="olga", reason="not in their list")
+    assert again(job).step == "submit"
+    housekeeper.end_overdue()
+    world.work(f"provider.{name}")
+    housekeeper.end_overdue()
+    assert (again(job).step, job.status) == ("await", "running")
+    world.finish(fake)
+    assert again(job).status == "succeeded", job.error_detail
+    assert len(fake.jobs) == 1
+
+
+def test_time_in_doubt_does_not_count_on_the_next_route(fakes, alice):
+    lost, good = world.forget(fakes["dashscope"]), world.forget(fakes["novita"])
+    for fake in (lost, good):
+        world.enter(fake)
+    lost.script("submit", "refuse", times=2)
+    job = world.submitted(alice, "dashscope")
+    reconcile.settle_as_absent(job, actor="olga", reason="not there")
+    world.work("provider.dashscope")
+    time_is_over()
+    reconcile.settle_as_absent(again(job), actor="olga", reason="again not there")
+    assert again(job).route["name"] == "novita"
+    housekeeper.end_overdue()
+    world.work("provider.novita")
+    housekeeper.end_overdue()
+    assert (again(job).step, job.status) == ("await", "running")
+
+
+@pytest.mark.parametrize("name", BLIND)
+def test_what_is_to_be_sent_again_and_nobody_takes_is_given_back(name, fake, alice):
+    world.enter(fake)
+    fake.script("submit", "refuse")
+    job = world.submitted(alice, name)
+    Job.objects.update(start_by=Now() - timedelta(seconds=1))
+    reconcile.settle_as_absent(job, actor="olga", reason="not in their list")
+    housekeeper.end_overdue()
+    assert again(job).step == "submit"  # it gets as long as a start may take
+    Job.objects.update(start_by=Now() - timedelta(seconds=1))
+    housekeeper.end_overdue()
+    assert (again(job).status, job.error_code) == ("failed", "queue_expired")
+    assert world.available(alice) == 1_000_000
+
+
+@every_provider
+def test_a_deadline_never_ends_what_may_be_there_without_looking(name, fake, alice):
+    world.enter(fake)
+    fake.script("submit", "lost")
+    job = world.submitted(alice, name)
+    # As a step that broke after its answer leaves it, while no worker comes back.
+    Job.objects.update(step="submit", queue=f"provider.{name}", next_poll_at=None)
+    time_is_over()
+    assert (again(job).step, job.status) == ("reconcile", "running")
+    assert world.held(alice) == job.quoted_millicredits
 
 
 # ------------------------------------------------------------------ 34: never ends

@@ -6,6 +6,7 @@ import pytest
 
 from billing import ledger
 from billing.models import Account
+from inference.errors import RenderError
 from jobs import housekeeper, lifecycle
 from jobs.models import Incident, Job
 from jobs.states import Status
@@ -38,6 +39,17 @@ def test_a_job_past_its_run_deadline_ends_and_is_refunded(alice: Account) -> Non
     job = Job.objects.get()
     assert (job.status, job.error_code) == (Status.FAILED, "deadline_exceeded")
     assert available(alice) == 10_000
+
+
+def test_a_job_that_was_claimed_since_it_was_seen_overdue_goes_on(
+    alice: Account,
+) -> None:
+    make_job(alice)
+    lifecycle.let_go(prepared(Job.objects.get()))
+    seen = Job.objects.get()
+    lifecycle.let_go(claim(seen.queue, "quick"))
+    lifecycle.expire(seen, RenderError("ran past its deadline"))
+    assert Job.objects.get().status == Status.RUNNING
 
 
 def test_a_silent_worker_loses_its_job_to_another(alice: Account) -> None:
