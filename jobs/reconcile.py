@@ -70,8 +70,12 @@ def _look_for(job: Job) -> None:
     provider, account = outside.adapter(row.provider), outside.as_account(row)
     age = timezone.now() - job.submit_sent_at
     evidence = provider.evidence(account, callback_url=None)
-    if job.provider_job_id:
-        evidence = Evidence.NONE  # it has an id that the provider no longer knows
+    if one := job.provider_job_id:
+        status = transport.status(http(), provider, [one], account)[one]
+        if status.state != "unknown":
+            was_found(job.pk, one, token=job.submit_token)
+            return
+        evidence = Evidence.NONE  # it has an id that the provider does not know now
     if evidence is Evidence.CLIENT_TOKEN and not _was_resent(job):
         _send_again(job, keep_token=True)
         return
@@ -244,9 +248,13 @@ def _ids_of_others(job: Job) -> frozenset[str]:
 
 
 def vanished(job: Job) -> None:
-    """The provider no longer knows the id it gave: a person must look."""
+    """The provider no longer knows the id it gave: ask on, and have a person look."""
     moved = lifecycle.return_to(
-        job.pk, Step.RECONCILE, came_from=Step.AWAIT, next_poll_at=Now()
+        job.pk,
+        Step.RECONCILE,
+        came_from=Step.AWAIT,
+        next_poll_at=Now(),
+        poll_failures=0,
     )
     if moved:
         lifecycle.note(

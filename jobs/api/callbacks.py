@@ -65,7 +65,7 @@ def _take(job: Job, hint: CallbackHint) -> None:
             submit_sent_at__isnull=False,
             provider_job_id="",
         ).update(provider_job_id=hint.provider_id)
-    elif job.step == Step.AWAIT:
+    elif job.provider_job_id == hint.provider_id:
         _look_at(hint, pk=job.pk)
     elif job.provider_job_id == "":
         # In doubt, or ended in doubt: our token in the path is the evidence.
@@ -74,7 +74,9 @@ def _take(job: Job, hint: CallbackHint) -> None:
 
 def _look_at(hint: CallbackHint, **which: object) -> None:
     Job.objects.filter(
-        step=Step.AWAIT, provider_job_id=hint.provider_id, **which
+        step__in=[Step.AWAIT, Step.RECONCILE],
+        provider_job_id=hint.provider_id,
+        **which,
     ).update(next_poll_at=Now())
 
 

@@ -20,7 +20,14 @@ from django.test import Client
 
 from billing.models import Account, Hold
 from inference.providers import transport
-from jobs import housekeeper, lifecycle, outside, provider_steps, reconcile
+from jobs import (
+    housekeeper,
+    lifecycle,
+    outside,
+    poller,
+    provider_steps,
+    reconcile,
+)
 from jobs.models import Attempt, Incident, Job, ProviderAccount, ProviderErrand
 from tests.factories import make_account, make_key
 from tests.fakes import FakeService
@@ -356,6 +363,49 @@ def test_a_server_that_knows_tokens_is_sent_the_same_one_again(fakes, alice):
     assert (again(job).step, job.submit_token) == ("await", token)
     sent = [call.headers["idempotency-key"] for call in fake.calls_to("submit")]
     assert sent == [token, token]
+
+
+# ------------------------------------------------- ids unknown to who gave them
+
+
+def forget_for_a_while(fake: FakeService, job: Job) -> Any:
+    """Let the provider deny the job until we believe it; return what it really has."""
+    there = fake.jobs.pop(job.provider_job_id)
+    for _ in range(poller.UNKNOWN_LOOKS):
+        world.look()
+    assert again(job).step == "reconcile"
+    world.reconcile_now()
+    assert again(job).step == "reconcile"
+    Job.objects.update(end_by=Now() - timedelta(seconds=1))
+    fake.jobs[there.id] = there
+    return there
+
+
+@every_provider
+def test_a_job_its_provider_denied_for_a_while_is_made_and_paid_once(name, fake, alice):
+    world.enter(fake)
+    job = world.submitted(alice, name)
+    there = forget_for_a_while(fake, job)
+    world.reconcile_now(age_seconds=180)
+    housekeeper.end_overdue()
+    assert (again(job).step, job.provider_job_id) == ("await", there.id)
+    assert not Incident.objects.filter(resolved_at=None).exists()
+    world.finish(fake)
+    assert again(job).status == "succeeded", job.error_detail
+    assert submits(fake) == 1
+
+
+@pytest.mark.parametrize("name", CALLING)
+def test_a_call_about_a_job_that_was_denied_has_it_asked_about_at_once(
+    name, calling, alice
+):
+    world.enter(calling)
+    job = world.submitted(alice, name)
+    forget_for_a_while(calling, job)
+    Job.objects.update(next_poll_at=Now() + timedelta(hours=1))
+    assert call_back(calling).status_code == 200
+    reconcile.look()
+    assert again(job).step == "await"
 
 
 # ------------------------------------------------------------- time spent in doubt

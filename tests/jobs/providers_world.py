@@ -153,6 +153,10 @@ def look() -> None:
             poller._arrived(job.pk, provider.name)
         elif status.state == "failed":
             reconcile.remote_failure(job.pk, status)
+        elif status.state == "unknown":
+            Job.objects.filter(pk=job.pk).update(poll_failures=F("poll_failures") + 1)
+            if job.poll_failures + 1 >= poller.UNKNOWN_LOOKS:
+                reconcile.vanished(job)
 
 
 def reconcile_now(*, age_seconds: float = 0) -> None:
