@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import httpx
+import structlog
 from django.conf import settings
 from django.core import signing
 from django.db import transaction
@@ -60,6 +61,7 @@ PATIENCE_SECONDS: Final = 30.0
 #: How much shorter than ordered a provider's clip may be; finishing holds its last frame.
 SHORT_SECONDS: Final = 0.25
 
+log = structlog.get_logger()
 _http: httpx.Client | None = None
 
 
@@ -122,6 +124,8 @@ def submit(held: Held) -> None:
         lifecycle.record(claim, submit_sent_at=None, provider_account=None)
         _refused(claim, job, error)
         return
+    # Should the database be away now, this line is all that is left of the id.
+    log.info("submitted", account=str(row), provider_job_id=submitted.provider_id)
     outside.accepted(row.pk)
     cost = ready.estimate if submitted.cost_usd is None else submitted.cost_usd
     _keep(claim, job, row, submitted.provider_id, cost)
@@ -285,26 +289,14 @@ def _in_doubt(claim: Claim, reason: str) -> None:
 def was_found(job_id: UUID, provider_id: str, *, token: str) -> bool:
     """The provider has the attempt ``token`` under this id after all.
 
-    A job in doubt is awaited then. One that has gone another way or ended has the
-    provider's job stopped: its video is nobody's any more.
+    A job in doubt is awaited then, and one still at its submit keeps the id, should its
+    worker not come back. One that has gone another way or ended has the provider's job
+    stopped: its video is nobody's any more.
     """
-    job = Job.objects.get(pk=job_id)
-    if job.submit_token == token and job.step == Step.RECONCILE:
-        with transaction.atomic():
-            moved = lifecycle.return_to(
-                job.pk,
-                Step.AWAIT,
-                came_from=Step.RECONCILE,
-                provider_job_id=provider_id,
-                next_poll_at=Now(),
-                poll_failures=0,
-                end_by=Now() + timedelta(seconds=settings.RUN_DEADLINE_SECONDS),
-            )
-            if moved:
-                found = f"found at the provider: {provider_id}"
-                lifecycle.note(job.pk, "reconcile", found)
-                incidents.resolve("unknown_fate", str(job.pk), by="reconcile")
-        if moved:
+    with transaction.atomic():
+        # Locked: of two who tell it at once, neither must take the other's for too late.
+        job = Job.objects.select_for_update(no_key=True).get(pk=job_id)
+        if job.submit_token == token and _goes_on_as(job, provider_id):
             return True
     if job.provider_job_id == provider_id or job.provider_account is None:
         return False
@@ -318,6 +310,26 @@ def was_found(job_id: UUID, provider_id: str, *, token: str) -> bool:
         ProviderErrand.objects.create(**errand)
         lifecycle.note(job.pk, "provider", f"{provider_id} came too late: stopped")
     return False
+
+
+def _goes_on_as(job: Job, provider_id: str) -> bool:
+    """Have the locked job go on under the id, if it still waits for one."""
+    if job.step == Step.SUBMIT and job.submit_sent_at and not job.provider_job_id:
+        Job.objects.filter(pk=job.pk).update(provider_job_id=provider_id)
+        return True
+    if job.step != Step.RECONCILE:
+        return False
+    lifecycle.note(job.pk, "reconcile", f"found at the provider: {provider_id}")
+    incidents.resolve("unknown_fate", str(job.pk), by="reconcile")
+    return lifecycle.return_to(
+        job.pk,
+        Step.AWAIT,
+        came_from=Step.RECONCILE,
+        provider_job_id=provider_id,
+        next_poll_at=Now(),
+        poll_failures=0,
+        end_by=Now() + timedelta(seconds=settings.RUN_DEADLINE_SECONDS),
+    )
 
 
 def _order(

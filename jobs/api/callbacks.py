@@ -56,19 +56,11 @@ def _take(job: Job, hint: CallbackHint) -> None:
     """Use a callback about an attempt, wherever the job stands by now."""
     if not hint.provider_id:
         return
-    if job.step == Step.SUBMIT:
-        # Before the answer to the submit: kept, should that answer get lost.
-        Job.objects.filter(
-            pk=job.pk,
-            step=Step.SUBMIT,
-            submit_token=job.submit_token,
-            submit_sent_at__isnull=False,
-            provider_job_id="",
-        ).update(provider_job_id=hint.provider_id)
-    elif job.provider_job_id == hint.provider_id:
+    if job.provider_job_id == hint.provider_id:
         _look_at(hint, pk=job.pk)
     elif job.provider_job_id == "":
-        # In doubt, or ended in doubt: our token in the path is the evidence.
+        # Not answered yet, in doubt, or ended in doubt: our token in the path is the
+        # evidence.
         provider_steps.was_found(job.pk, hint.provider_id, token=job.submit_token)
 
 

@@ -15,8 +15,10 @@ from urllib.parse import urlsplit
 
 import pytest
 from django.core.management import call_command
+from django.db import OperationalError
 from django.db.models.functions import Now
 from django.test import Client
+from structlog.testing import capture_logs
 
 from billing.models import Account, Hold
 from inference.providers import transport
@@ -28,6 +30,7 @@ from jobs import (
     provider_steps,
     reconcile,
 )
+from jobs.claims import Claim, Held
 from jobs.models import Attempt, Incident, Job, ProviderAccount, ProviderErrand
 from tests.factories import make_account, make_key
 from tests.fakes import FakeService
@@ -363,6 +366,56 @@ def test_a_server_that_knows_tokens_is_sent_the_same_one_again(fakes, alice):
     assert (again(job).step, job.submit_token) == ("await", token)
     sent = [call.headers["idempotency-key"] for call in fake.calls_to("submit")]
     assert sent == [token, token]
+
+
+@every_provider
+def test_a_worker_that_froze_over_its_submit_brings_the_id_all_the_same(
+    name, fake, alice, monkeypatch
+):
+    world.enter(fake)
+    job = world.order(alice, name)
+    world.work("media")
+    send = transport.send
+    others: list[Claim] = []
+
+    def frozen(http, call):
+        reply = send(http, call)
+        if call.url.startswith(fake.url) and not others:
+            Job.objects.update(lease_until=None)
+            others.append(world.claim(f"provider.{name}"))
+        return reply
+
+    monkeypatch.setattr(transport, "send", frozen)
+    world.work(f"provider.{name}")  # meanwhile somebody else has claimed it
+    assert again(job).step == "submit"
+    provider_steps.submit(Held(others[0]))
+    assert (again(job).step, job.provider_job_id) == ("await", next(iter(fake.jobs)))
+    assert not ProviderErrand.objects.exists()
+    world.finish(fake)
+    assert again(job).status == "succeeded", job.error_detail
+    assert submits(fake) == 1
+
+
+@every_provider
+def test_an_id_that_cannot_be_stored_is_in_the_log(name, fake, alice, monkeypatch):
+    world.enter(fake)
+    job = world.order(alice, name)
+    world.work("media")
+
+    def away(account_id: int) -> None:
+        raise OperationalError("the database is away")
+
+    monkeypatch.setattr(outside, "accepted", away)
+    with capture_logs() as lines, pytest.raises(OperationalError):
+        world.work(f"provider.{name}")
+    (line,) = [line for line in lines if line["event"] == "submitted"]
+    there = next(iter(fake.jobs))
+    assert (line["provider_job_id"], line["account"]) == (there, f"{name}: main")
+    # With it a person finds the job again.
+    Job.objects.update(lease_until=Now() - timedelta(seconds=1))
+    housekeeper.reap()
+    assert provider_steps.was_found(job.pk, there, token=again(job).submit_token)
+    assert again(job).step == "await"
 
 
 # ------------------------------------------------- ids unknown to who gave them

@@ -256,13 +256,12 @@ def put_out(
             request={},
             fingerprint="-",
             status="running",
-            step=Step.AWAIT,
             route=route,
             start_by=timezone.now(),
             ready_at=timezone.now(),
             provider_account=row,
             provider_job_id=one,
-            **{"next_poll_at": timezone.now(), **fields},
+            **{"step": Step.AWAIT, "next_poll_at": timezone.now(), **fields},
         )
         for one in ids
     )

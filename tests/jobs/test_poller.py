@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models import F
 from django.db.models.functions import Now
 from django.utils import timezone
 
 from billing.models import Account
-from jobs import leading, outside, poller
-from jobs.models import Job, ProviderAccount
+from jobs import leading, outside, poller, provider_steps
+from jobs.models import Job, ProviderAccount, ProviderErrand
 from jobs.poller import Poller
 from tests.factories import make_account
 from tests.fakes import FakeService
@@ -228,6 +229,30 @@ def test_an_id_the_provider_forgot_is_looked_at_by_a_person(novita, alice):
         ask()
     job.refresh_from_db()
     assert (job.step, job.status) == ("reconcile", "running")
+
+
+def test_two_who_find_a_lost_job_at_once_do_not_have_it_stopped(novita, alice):
+    row = world.enter(novita)
+    (job,) = world.put_out(alice, row, [""], step="reconcile", submit_token="t")
+
+    def told() -> None:
+        provider_steps.was_found(job.pk, "there", token="t")
+        connection.close()
+
+    two = [threading.Thread(target=told) for _ in range(2)]
+    with transaction.atomic(), connection.cursor() as cursor:
+        Job.objects.select_for_update(no_key=True).get(pk=job.pk)
+        for each in two:
+            each.start()
+        waiting = (0,)
+        while waiting != (2,):  # both have begun and neither has changed anything
+            cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            waiting = cursor.fetchone()
+    for each in two:
+        each.join()
+    job.refresh_from_db()
+    assert (job.step, job.provider_job_id) == ("await", "there")
+    assert not ProviderErrand.objects.exists()
 
 
 def test_a_slow_service_delays_no_other(novita, akool, alice):
