@@ -35,8 +35,11 @@ LOOK_SECONDS_MAX: Final = 600.0
 SETTLED: Final = timedelta(seconds=30)
 #: A submit's job was made at the provider within this time of being sent.
 WINDOW: Final = timedelta(minutes=2)
-#: Clocks of providers may differ from ours by so much.
+#: A job is taken for ours where the provider's clock differs from ours by at most this;
 SKEW: Final = timedelta(seconds=2)
+#: but absent only if nothing unknown to us is in this time to either side: clocks may be
+#: further off, and a provider may have changed our words.
+FAR: Final = timedelta(minutes=10)
 ERRAND_TRIES: Final = 5
 BATCH: Final = 50
 #: "Lost" is not yet worth a person's time in the first minutes.
@@ -84,7 +87,8 @@ def _look_for(job: Job) -> None:
         if len(found.candidates) == 1 and not _has_rivals(job):
             was_found(job.pk, found.candidates[0], token=job.submit_token)
             return
-        if not found.candidates and found.conclusive and age > SETTLED:
+        is_settled = found.conclusive and age > SETTLED
+        if not found.candidates and is_settled and _is_absent(job, provider, account):
             _was_never_there(job)
             return
     _wait_for_a_person(job, age)
@@ -94,21 +98,36 @@ def _candidates(
     job: Job, provider: base.Provider, account: base.ProviderAccount
 ) -> base.Found:
     """Return the provider's jobs that may be ours, those with other words left out."""
-    assert job.submit_sent_at is not None
-    query = FindQuery(
-        reference=job.submit_token,
-        model=job.route["profile"],
-        prompt=_prompt_of(job),
-        since=job.submit_sent_at - SKEW,
-        until=job.submit_sent_at + WINDOW,
-        known_ids=_ids_of_others(job),
-    )
+    query = _query(job, _prompt_of(job), before=SKEW, after=WINDOW)
     found = transport.find(http(), provider, query, account)
     if len(found.candidates) > CANDIDATES_MAX:
         return found
     if provider.capabilities.list_shows_prompts:
         return found
     return _told_apart(found, query, provider, account)
+
+
+def _is_absent(
+    job: Job, provider: base.Provider, account: base.ProviderAccount
+) -> bool:
+    """Return whether no job there can be ours, whatever its clock and words."""
+    query = _query(job, None, before=FAR, after=FAR)
+    found = transport.find(http(), provider, query, account)
+    return found.conclusive and not found.candidates
+
+
+def _query(
+    job: Job, prompt: str | None, *, before: timedelta, after: timedelta
+) -> FindQuery:
+    assert job.submit_sent_at is not None
+    return FindQuery(
+        reference=job.submit_token,
+        model=job.route["profile"],
+        prompt=prompt,
+        since=job.submit_sent_at - before,
+        until=job.submit_sent_at + after,
+        known_ids=_ids_of_others(job),
+    )
 
 
 def _told_apart(

@@ -249,12 +249,13 @@ class FindQuery:
     """Which job is looked for after its submit answer was lost.
 
     ``since`` is just before the submit was sent, ``until`` just after it failed;
-    ``known_ids`` are ids that belong to other attempts of this account.
+    ``known_ids`` are ids that belong to other attempts of this account. Without a
+    ``prompt``, any words will do.
     """
 
     reference: str
     model: str
-    prompt: str
+    prompt: str | None
     since: datetime
     until: datetime
     known_ids: frozenset[str] = frozenset()
@@ -263,7 +264,7 @@ class FindQuery:
 
 @dataclass(frozen=True)
 class Found:
-    """Jobs that may be the lost one. None and ``conclusive``: the provider never had it."""
+    """Jobs that fit the query. None and ``conclusive``: the provider has no such job."""
 
     candidates: tuple[str, ...] = ()
     conclusive: bool = False

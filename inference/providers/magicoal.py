@@ -196,7 +196,8 @@ class MagiCoal(Provider):
         for item in map(record, listing["data"]):
             created = datetime.fromisoformat(text(item["created_at"]))
             past_window = past_window or created < query.since
-            mine = item.get("prompt", "") == query.prompt and item.get("type") == "i2v"
+            mine = query.prompt in (None, item.get("prompt", ""))
+            mine = mine and item.get("type") == "i2v"
             in_time = query.since <= created <= query.until
             if mine and in_time and item["uuid"] not in query.known_ids:
                 candidates.append(text(item["uuid"]))

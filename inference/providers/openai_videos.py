@@ -247,7 +247,8 @@ class OpenAIVideos(Provider):
             past_window = past_window or created < since
             mine = item.get("model") == query.model
             # Older servers leave the prompt out; then time and model must do.
-            mine = mine and item.get("prompt") in (None, query.prompt)
+            words = item.get("prompt")
+            mine = mine and (words is None or query.prompt in (None, words))
             if mine and since <= created <= query.until and last not in query.known_ids:
                 candidates.append(last)
         more = bool(listing.get("has_more")) and not past_window

@@ -330,8 +330,50 @@ def test_a_job_of_another_system_on_the_same_account_is_not_ours(name, fake, ali
         world.reconcile_now()
         assert again(job).step == "reconcile"
         world.finish_there(fake)
-    world.reconcile_now(age_seconds=40)
-    assert again(job).step == "submit"  # all there are somebody else's
+    # Its words are not ours, but nor would ours be if the provider had changed them.
+    world.reconcile_now(age_seconds=180)
+    assert again(job).step == "reconcile"
+    assert Incident.objects.filter(kind="unknown_fate", subject=str(job.pk)).exists()
+    world.reconcile_now(age_seconds=reconcile.FAR.total_seconds())
+    assert again(job).step == "submit"  # from long before: it is somebody else's
+
+
+def sent_before(fake: FakeService, job: Job, *, seconds: float, late: float) -> None:
+    """Look for the job ``seconds`` after its submit; there it began ``late`` after it."""
+    (there,) = fake.jobs.values()
+    assert job.submit_sent_at is not None
+    there.created = job.submit_sent_at.timestamp() - seconds + late
+    world.finish_there(fake)
+    world.reconcile_now(age_seconds=seconds)
+
+
+@pytest.mark.parametrize("late", [-300, -3, 0, 130, 300])
+@pytest.mark.parametrize("name", ["dashscope", "openai_videos"])
+def test_another_clock_or_other_words_never_prove_a_paid_job_absent(
+    name, late, fake, alice
+):
+    world.enter(fake)
+    fake.script("submit", "lost")
+    job = world.submitted(alice, name, prompt="a  quiet street ")
+    (there,) = fake.jobs.values()
+    there.prompt = "a quiet street"
+    sent_before(fake, job, seconds=400, late=late)
+    assert (again(job).step, job.status) == ("reconcile", "running")
+    assert Incident.objects.filter(kind="unknown_fate", subject=str(job.pk)).exists()
+    assert submits(fake) == 1
+    assert provider_steps.was_found(job.pk, there.id, token=job.submit_token)
+
+
+@pytest.mark.parametrize("late", [-3, 130])
+@pytest.mark.parametrize("name", ["dashscope", "openai_videos"])
+def test_our_own_words_at_another_time_are_for_a_person_to_judge(
+    name, late, fake, alice
+):
+    world.enter(fake)
+    fake.script("submit", "lost")
+    job = world.submitted(alice, name)
+    sent_before(fake, job, seconds=400, late=late)
+    assert (again(job).step, submits(fake)) == ("reconcile", 1)
 
 
 @every_provider
