@@ -369,10 +369,12 @@ def order(
     last_image: base.Picture | None = None,
     audio_url: str | None = None,
     callback_url: str | None = None,
+    safety_checker: bool = True,
 ) -> ProviderJob:
     """Return what a provider is asked for: the request without what we do ourselves.
 
     Watermark, exact length and size, and sound the provider cannot make are ours.
+    ``safety_checker`` is what our policy decided, not what the customer asked for.
     """
     model = MODELS[request.model]
     wire = adapter(provider).models.get(wire_model)
@@ -409,7 +411,7 @@ def order(
         loras=request.loras,
         quality=request.quality,
         shot_type=request.shot_type,
-        safety_checker=request.safety_checker,
+        safety_checker=safety_checker,
         # Never twice: words given here are final.
         prompt_expansion=request.prompt_expansion and prompt is None,
         premium=request.premium,

@@ -25,6 +25,7 @@ from django.db import transaction
 from django.db.models import F, Sum
 from django.db.models.functions import Now
 
+from billing import accounts
 from inference.errors import (
     AnswerLost,
     Fault,
@@ -37,7 +38,7 @@ from inference.media.probe import UnusableVideo, probe
 from inference.providers import base, results, transport
 from inference.providers.base import Evidence
 from inference.providers.pictures import fit_picture
-from jobs import claims, context, incidents, lifecycle, outside
+from jobs import claims, context, incidents, lifecycle, outside, safety
 from jobs.models import Attempt, Job, ProviderAccount, ProviderErrand, Route
 from jobs.requests import JobRequest
 from jobs.states import Status, Step
@@ -347,6 +348,9 @@ def _order(
         if _may_hear(job, account)
         else None,
         "callback_url": _callback_url(job, provider, account),
+        "safety_checker": safety.providers_check(
+            job, accounts.terms_of_account(job.account_id)
+        ),
     }
     canvas = provider.canvas(outside.order(request, **options), account)
     with workfolder(world) as folder:

@@ -42,6 +42,17 @@ def policy_of(terms: PlanTerms, *, is_asked: bool) -> SafetyPolicy:
     return "block" if policy == "off" else policy
 
 
+def providers_check(job: Job, terms: PlanTerms) -> bool:
+    """Return whether a provider's own checker must look at the job as well.
+
+    Only a trusted account that asked for no checks, and whose plan then blocks no more,
+    goes without.
+    """
+    is_asked = bool(job.request.get("safety_checker", True))
+    blocks = job.resolved.get("safety_policy", "block") == "block"
+    return is_asked or blocks or not terms.is_trusted
+
+
 def is_on(world: Context) -> bool:
     """Return whether pictures are judged here: demanded, or the weights are there."""
     return bool(world.options.get("safety_required")) or safety.has_weights(

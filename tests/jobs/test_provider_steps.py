@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -22,7 +23,7 @@ from jobs import (
 )
 from jobs.models import Incident, Job, ProviderAccount
 from jobs.requests import Sound
-from tests.factories import make_account
+from tests.factories import make_account, make_job
 from tests.fakes import FakeService
 from tests.jobs import providers_world as world
 from tests.jobs.providers_world import PROVIDERS
@@ -148,3 +149,52 @@ def stuck_after_an_hour(canary: watch.Canary) -> set[str]:
     canary.look()
     open_now = Incident.objects.filter(kind="queue_stuck", resolved_at=None)
     return set(open_now.values_list("subject", flat=True))
+@pytest.mark.parametrize("name", ["novita"])
+@pytest.mark.parametrize(
+    ("policy", "is_trusted", "is_asked", "is_told"),
+    [
+        ("block", False, False, True),
+        ("flag", False, False, True),
+        ("off", False, False, True),
+        ("block", True, False, False),
+        ("off", True, False, False),
+        ("block", True, True, True),
+    ],
+)
+def test_only_a_trusted_account_may_switch_off_a_providers_own_checks(
+    name, policy, is_trusted, is_asked, is_told, fake, alice
+):
+    alice.plan.safety_policy = policy
+    alice.plan.save(update_fields=["safety_policy"])
+    alice.is_trusted = is_trusted
+    alice.save(update_fields=["is_trusted"])
+    world.enter(fake)
+    make_job(
+        alice,
+        model="wan2.1-i2v",
+        tier="480p",
+        prompt="a quiet street",
+        safety_checker=is_asked,
+    )
+    world.work("media")
+    world.work(f"provider.{name}")
+    (sent,) = fake.calls_to("submit")
+    assert json.loads(sent.body)["enable_safety_checker"] is is_told
+
+
+@pytest.mark.parametrize("name", ["novita"])
+def test_trust_given_after_a_job_was_prepared_does_not_loosen_it(name, fake, alice):
+    world.enter(fake)
+    make_job(
+        alice,
+        model="wan2.1-i2v",
+        tier="480p",
+        prompt="a quiet street",
+        safety_checker=False,
+    )
+    world.work("media")
+    alice.is_trusted = True
+    alice.save(update_fields=["is_trusted"])
+    world.work(f"provider.{name}")
+    (sent,) = fake.calls_to("submit")
+    assert json.loads(sent.body)["enable_safety_checker"] is True
