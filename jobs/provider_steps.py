@@ -469,7 +469,8 @@ def _fetch(
             http=http(),
             max_bytes=world.limits.video_bytes,
         )
-        facts = probe(target)
+        # Every picture is decoded: here there is still another route, in finish none.
+        facts = probe(target, depth="all")
         missing = JobRequest.load(job.request).seconds - facts.seconds
         if missing > SHORT_SECONDS:
             raise UnusableVideo(f"the clip is {missing:.2f} s too short")

@@ -28,6 +28,17 @@ def make(
     return _make(picture, frames, fps, even, sound)
 
 
+def damaged(video: bytes) -> bytes:
+    """Return the clip with its index and first picture whole and the others blank."""
+    with av.open(io.BytesIO(video), "r") as container:
+        pictures = [packet for packet in container.demux(video=0) if packet.size]
+        places = [(int(packet.pos or 0), packet.size) for packet in pictures[1:]]
+    spoilt = bytearray(video)
+    for start, size in places:
+        spoilt[start : start + size] = bytes(size)
+    return bytes(spoilt)
+
+
 @functools.lru_cache(maxsize=64)
 def _make(
     picture: bytes, frames: int, fps: int, size: tuple[int, int], sound: bool

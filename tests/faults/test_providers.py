@@ -638,7 +638,7 @@ def test_a_cancel_while_the_submit_is_under_way_reaches_the_provider(
 
 @every_provider
 @pytest.mark.parametrize(
-    "kind", ["404", "html", "empty", "huge", "notvideo", "truncated"]
+    "kind", ["404", "html", "empty", "huge", "notvideo", "truncated", "damaged"]
 )
 def test_a_result_that_is_no_video_fails_the_job_and_costs_nothing(
     name, kind, fake, alice
@@ -656,11 +656,12 @@ def test_a_result_that_is_no_video_fails_the_job_and_costs_nothing(
     assert row.failures_in_row == 1
 
 
-def test_a_bad_result_is_made_by_the_next_route_at_the_same_price(fakes, alice):
+@pytest.mark.parametrize("kind", ["404", "damaged"])
+def test_a_bad_result_is_made_by_the_next_route_at_the_same_price(kind, fakes, alice):
     bad, good = world.forget(fakes["dashscope"]), world.forget(fakes["novita"])
     for fake in (bad, good):
         world.enter(fake, settings={"usd_per_second": {"480p": 0.04}})
-    bad.script("result", "404")
+    bad.script("result", kind)
     job = world.submitted(alice, "dashscope")
     quoted, held = job.quoted_millicredits, world.held(alice)
     world.finish_there(bad)
