@@ -7,6 +7,7 @@ inbox and, after a day, is given back to the customer at the operator's cost.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
 from decimal import Decimal
 from typing import Final
@@ -40,7 +41,15 @@ SKEW: Final = timedelta(seconds=2)
 #: but absent only if nothing unknown to us is in this time to either side: clocks may be
 #: further off, and a provider may have changed our words.
 FAR: Final = timedelta(minutes=10)
-ERRAND_TRIES: Final = 5
+#: How often a provider is told; a copy goes only when its job has ended there, so
+#: that is asked for over two days.
+ERRAND_TRIES: Final[Mapping[str, int]] = {
+    ProviderErrand.Kind.CANCEL: 5,
+    ProviderErrand.Kind.DELETE: 54,
+}
+ERRAND_SECONDS: Final = 30.0
+ERRAND_SECONDS_MAX: Final = 3600.0
+STOPPED: Final = "stopped there"
 BATCH: Final = 50
 #: "Lost" is not yet worth a person's time in the first minutes.
 INBOX_AFTER: Final = timedelta(minutes=2)
@@ -331,22 +340,28 @@ def _was_failed_before(job: Job) -> bool:
 
 
 def run_errands() -> None:
-    """Cancel and delete at providers what ended here; give up after a few tries."""
+    """Cancel and delete at providers what ended here.
+
+    What a provider goes on making is deleted when it has ended there. A copy that it
+    still keeps after two days is a person's to delete.
+    """
     due = ProviderErrand.objects.filter(due_at__lte=Now()).order_by("due_at")
     for errand in due.select_related("account")[:BATCH]:
         try:
             said = _run(errand)
-        except ProviderError as error:
-            said = f"could not be told to {errand.kind}: {error}"
-            if errand.tries + 1 < ERRAND_TRIES:
+        except (ProviderError, _Busy) as error:
+            if errand.tries + 1 < ERRAND_TRIES[errand.kind]:
                 _later(errand)
                 continue
-        except _Busy:
-            _later(errand)
-            continue
+            said = f"could not {errand.kind} there: {error}"
+            if errand.kind == ProviderErrand.Kind.DELETE:
+                _report_copy(errand, said)
         if said:
             lifecycle.note(errand.job_id, "provider", said[:500])
-        errand.delete()
+        if said != STOPPED and _leaves_a_copy(errand):
+            _delete_later(errand)
+        else:
+            errand.delete()
 
 
 class _Busy(Exception):
@@ -361,18 +376,39 @@ def _run(errand: ProviderErrand) -> str:
     if errand.kind == ProviderErrand.Kind.CANCEL:
         stops = provider.capabilities.cancel
         stopped = stops and transport.cancel(http(), provider, one, account)
-        return "stopped there" if stopped else "goes on there, at our cost"
+        return STOPPED if stopped else "goes on there, at our cost"
     if not provider.capabilities.delete:
         return ""
     if not transport.delete(http(), provider, one, account):
-        if errand.tries + 1 < ERRAND_TRIES:
-            raise _Busy
-        return "the provider keeps its copy"
+        raise _Busy("the provider keeps its copy")
     return "the provider's copy is deleted"
 
 
 def _later(errand: ProviderErrand) -> None:
+    pause = min(ERRAND_SECONDS * 2 ** min(errand.tries, 10), ERRAND_SECONDS_MAX)
     ProviderErrand.objects.filter(pk=errand.pk).update(
-        tries=F("tries") + 1,
-        due_at=Now() + timedelta(seconds=30 * 2**errand.tries),
+        tries=F("tries") + 1, due_at=Now() + timedelta(seconds=pause)
+    )
+
+
+def _leaves_a_copy(errand: ProviderErrand) -> bool:
+    """Return whether what was not stopped can be deleted once it has ended there."""
+    deletes = outside.adapter(errand.account.provider).capabilities.delete
+    return errand.kind == ProviderErrand.Kind.CANCEL and deletes
+
+
+def _delete_later(errand: ProviderErrand) -> None:
+    ProviderErrand.objects.filter(pk=errand.pk).update(
+        kind=ProviderErrand.Kind.DELETE,
+        tries=0,
+        due_at=Now() + timedelta(seconds=ERRAND_SECONDS),
+    )
+
+
+def _report_copy(errand: ProviderErrand, said: str) -> None:
+    incidents.report(
+        "provider_copy",
+        f"{errand.account}, {errand.provider_job_id}",
+        "A provider still keeps its copy of a job that has ended here.",
+        detail={"job": str(errand.job_id), "why": said[:500]},
     )

@@ -42,6 +42,7 @@ every_provider = pytest.mark.parametrize("name", PROVIDERS)
 LISTED = ("magicoal", "dashscope", "openai_videos")
 CALLING = ("novita", "akool")
 BLIND = ("aimlapi", "sinancode")
+DELETING = ("akool", "openai_videos")
 
 
 @pytest.fixture(scope="module")
@@ -594,13 +595,53 @@ def test_a_job_that_never_ends_is_given_up_released_and_canceled_there(
     assert (again(job).status, job.error_code) == ("failed", "deadline_exceeded")
     assert world.available(alice) == 1_000_000
     reconcile.run_errands()
-    assert not ProviderErrand.objects.exists()
+    # Where a copy can be deleted, it will be when the job has ended there.
+    left = ProviderErrand.objects.values_list("kind", flat=True)
+    assert list(left) == (["delete"] if name in DELETING else [])
     said = job.notes.get(kind="provider").text
     if name == "dashscope":
         assert fake.jobs[job.provider_job_id].canceled
         assert said == "stopped there"
     else:
         assert "our cost" in said
+
+
+@pytest.mark.parametrize("name", DELETING)
+@pytest.mark.parametrize("why", ["canceled", "overdue"])
+def test_what_goes_on_there_is_deleted_when_it_has_ended_there(name, why, fake, alice):
+    world.enter(fake)
+    job = world.submitted(alice, name)
+    if why == "canceled":
+        lifecycle.cancel(job)
+    else:
+        Job.objects.update(end_by=Now() - timedelta(seconds=1))
+        housekeeper.end_overdue()
+    reconcile.run_errands()
+    assert job.provider_job_id in fake.jobs
+    world.finish_there(fake)
+    ProviderErrand.objects.update(due_at=Now())
+    reconcile.run_errands()
+    assert not fake.jobs
+    assert not ProviderErrand.objects.exists()
+    said = [note.text for note in job.notes.filter(kind="provider")]
+    assert said == ["goes on there, at our cost", "the provider's copy is deleted"]
+
+
+@pytest.mark.parametrize("name", ["akool"])
+def test_a_canceled_job_that_a_callback_finds_late_is_deleted_there(
+    name, calling, alice
+):
+    world.enter(calling)
+    calling.script("submit", "lost")
+    job = world.submitted(alice, name)
+    assert job.step == "reconcile"
+    lifecycle.cancel(job)
+    assert call_back(calling).status_code == 200
+    reconcile.run_errands()
+    world.finish_there(calling)
+    ProviderErrand.objects.update(due_at=Now())
+    reconcile.run_errands()
+    assert not calling.jobs
 
 
 def test_a_canceled_job_is_stopped_at_the_provider(fakes, alice):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
 from django.db.models.functions import Now
+from django.utils import timezone
 
 from billing.models import Account
 from jobs import reconcile
-from jobs.models import Job, ProviderAccount, ProviderErrand
+from jobs.models import Incident, Job, ProviderAccount, ProviderErrand
 from tests.factories import make_account
 from tests.fakes import FakeService
 from tests.jobs import providers_world as world
@@ -71,15 +73,46 @@ def test_a_copy_in_use_is_asked_for_again_later(name, fake, alice):
 
 @deletes
 def test_a_provider_that_is_away_is_told_later_and_given_up_at_last(name, fake, alice):
-    errand(fake, world.enter(fake), alice, "delete")
+    left = errand(fake, world.enter(fake), alice, "delete")
     world.finish_there(fake)
     fake.script("delete", "503", times=99)
-    for _ in range(reconcile.ERRAND_TRIES - 1):
+    for _ in range(reconcile.ERRAND_TRIES["delete"] - 1):
         run()
         assert ProviderErrand.objects.exists()
     run()
     assert not ProviderErrand.objects.exists()
-    assert "could not be told" in Job.objects.get().notes.get().text
+    assert "could not delete there" in Job.objects.get().notes.get().text
+    incident = Incident.objects.get(kind="provider_copy")
+    assert left.provider_job_id in incident.subject
+    assert incident.detail["job"] == str(left.job_id)
+
+
+@deletes
+def test_a_copy_that_nobody_could_stop_is_deleted_over_the_next_two_days(
+    name, fake, alice
+):
+    errand(fake, world.enter(fake), alice, "cancel")
+    fake.script("delete", "503", times=99)
+    waited = timedelta()
+    for _ in range(reconcile.ERRAND_TRIES["delete"]):
+        run()
+        waited += ProviderErrand.objects.get().due_at - timezone.now()
+    assert ProviderErrand.objects.get().kind == "delete"
+    assert timedelta(hours=46) < waited < timedelta(hours=50)
+    run()
+    assert not ProviderErrand.objects.exists()
+    assert Incident.objects.filter(kind="provider_copy").exists()
+
+
+@pytest.mark.parametrize("name", ["dashscope"])
+def test_a_provider_that_cannot_be_told_to_stop_is_soon_left_alone(name, fake, alice):
+    errand(fake, world.enter(fake), alice, "cancel")
+    fake.script("cancel", "503", times=99)
+    for _ in range(reconcile.ERRAND_TRIES["cancel"]):
+        run()
+    assert not ProviderErrand.objects.exists()
+    assert "could not cancel there" in Job.objects.get().notes.get().text
+    assert not Incident.objects.exists()
 
 
 @pytest.mark.parametrize("name", ["novita"])
