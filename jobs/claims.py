@@ -18,10 +18,9 @@ import structlog
 from django.conf import settings
 from django.db import Error as DatabaseError
 from django.db import connection
-from django.db.models.functions import Now
 
 from inference.contracts import Progress
-from jobs.models import Attempt, Job
+from jobs.models import Job
 from jobs.states import Step
 
 log = structlog.get_logger()
@@ -59,12 +58,38 @@ WITH picked AS (
               j.account_id, j.status, j.started_at = statement_timestamp()
 ), tried AS (
     INSERT INTO jobs_attempt (job_id, fence, step, route, worker, started_at, outcome,
-                              error_code, error_detail, cost_microdollars)
+                              error_code, error_detail, cost_microdollars, provider,
+                              second_microdollars)
     SELECT id, fence, step, coalesce(route ->> 'name', ''), %(worker)s, statement_timestamp(), '',
-           '', '', 0
+           '', '', 0, coalesce(route ->> 'runner', ''),
+           coalesce((SELECT gpu_second_microdollars FROM jobs_route rate
+                      WHERE rate.id = (route ->> 'id')::bigint
+                        AND route ->> 'queue' = %(queue)s), 0)
       FROM claimed
 )
 SELECT * FROM claimed
+"""
+
+# Only making a video counts seconds, not waiting, fetching or asking. A lost worker's
+# end with its lease, however late somebody noticed; the others have none any more.
+_CLOSE = """
+WITH closed AS (
+    UPDATE jobs_attempt a
+       SET ended_at = statement_timestamp(),
+           outcome = %(outcome)s,
+           error_code = %(code)s,
+           error_detail = %(detail)s,
+           work_seconds = CASE WHEN a.step IN ('generate', 'finish') THEN extract(
+               epoch FROM least(statement_timestamp(), j.lease_until) - a.started_at)
+               ELSE 0 END
+      FROM jobs_job j
+     WHERE a.job_id = %(job)s AND a.fence = %(fence)s AND a.ended_at IS NULL
+       AND j.id = a.job_id
+       AND (NOT %(lost)s OR j.lease_until < statement_timestamp())
+    RETURNING a.job_id, a.work_seconds
+)
+UPDATE jobs_job j SET work_seconds = j.work_seconds + closed.work_seconds
+  FROM closed WHERE j.id = closed.job_id AND closed.work_seconds > 0
 """
 
 _BEAT = """
@@ -166,14 +191,36 @@ def owned(claim: Claim) -> dict[str, object]:
 def close_attempt(
     claim: Claim, outcome: str, *, error_code: str = "", error_detail: str = ""
 ) -> None:
-    Attempt.objects.filter(
-        job_id=claim.job_id, fence=claim.fence, ended_at__isnull=True
-    ).update(
-        ended_at=Now(),
-        outcome=outcome,
-        error_code=error_code,
-        error_detail=error_detail[:10_000],
-    )
+    """Note how the attempt ended, and the seconds of work that went into it."""
+    _close(claim.job_id, claim.fence, outcome, code=error_code, detail=error_detail)
+
+
+def close_lost(job: Job) -> None:
+    """Close the attempt of a job whose lease ran out, if it was not renewed meanwhile."""
+    _close(job.pk, job.fence, "lost", is_lost=True)
+
+
+def _close(
+    job_id: UUID,
+    fence: int,
+    outcome: str,
+    *,
+    code: str = "",
+    detail: str = "",
+    is_lost: bool = False,
+) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            _CLOSE,
+            {
+                "job": job_id,
+                "fence": fence,
+                "outcome": outcome,
+                "code": code,
+                "detail": detail[:10_000],
+                "lost": is_lost,
+            },
+        )
 
 
 class Heart:

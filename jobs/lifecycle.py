@@ -25,7 +25,7 @@ from inference.errors import ContentBlocked, RenderError
 from jobs import bells, claims, routing, safety, slots, webhooks
 from jobs.claims import Claim
 from jobs.errors import InvalidRequest, ModelUnavailable, NotAcceptableNow, NotFound
-from jobs.models import MADE, Attempt, Job, JobNote, JobUpload, ProviderErrand
+from jobs.models import MADE, Job, JobNote, JobUpload, ProviderErrand
 from jobs.requests import JobRequest
 from jobs.states import ACTIVE, MOVES, Status, Step
 
@@ -71,9 +71,7 @@ def advance(claim: Claim, step: Step, *, queue: str, **changes: Any) -> None:
     confirm_canceled(claim)
 
 
-def keep_for_review(
-    claim: Claim, artifact: Artifact, *, work_seconds: float, **changes: Any
-) -> None:
+def keep_for_review(claim: Claim, artifact: Artifact, **changes: Any) -> None:
     """Send the finished file to be looked at; until then no customer sees it.
 
     ``changes`` are further facts to write. The file is kept in ``master``, which nobody shows; ``succeed`` makes it the output.
@@ -84,7 +82,6 @@ def keep_for_review(
         Step.REVIEW,
         queue=safety.QUEUE,
         master=master,
-        work_seconds=F("work_seconds") + work_seconds,
         **changes,
     )
 
@@ -109,9 +106,7 @@ def announce_running(claim: Claim) -> None:
 # -------------------------------------------------------------------- closing
 
 
-def succeed(
-    claim: Claim, artifact: Artifact, *, work_seconds: float = 0.0, **changes: Any
-) -> None:
+def succeed(claim: Claim, artifact: Artifact, **changes: Any) -> None:
     """Close the claimed job with its video and capture the hold.
 
     ``changes`` are further facts to write onto the job.
@@ -129,7 +124,6 @@ def succeed(
             master={k: v for k, v in job.master.items() if k != MADE},
             files_expire_at=Now() + timedelta(seconds=retention),
             charged_millicredits=F("quoted_millicredits"),
-            work_seconds=F("work_seconds") + work_seconds,
             **changes,
         )
         if moved:
@@ -400,9 +394,7 @@ def lose(job: Job) -> None:
         "status__in": _ACTIVE,
         "lease_until__lt": Now(),
     }
-    Attempt.objects.filter(job_id=job_id, fence=fence, ended_at__isnull=True).update(
-        ended_at=Now(), outcome="lost"
-    )
+    claims.close_lost(job)
     if job.cancel_requested_at is not None:
         if Job.objects.filter(**gone).update(lease_until=None, worker=""):
             cancel_now(job_id)

@@ -1,8 +1,9 @@
 """Margin: what jobs cost us beside what customers paid for them.
 
-Cost is a provider's bill, attempt by attempt, or the seconds of work on our own machines
-times their route's rate. Revenue is the credits taken, less what was given back. Failed
-and canceled jobs count too: they earn nothing and may have cost something.
+Cost is counted attempt by attempt, for whoever made that attempt: a provider's bill, or
+the seconds of work on our own machines times their rate as it was then. Revenue is the
+credits taken, less what was given back; it belongs to the last route, which made the
+video. Failed and canceled jobs count too: they earn nothing and may have cost something.
 """
 
 from __future__ import annotations
@@ -19,25 +20,42 @@ from django.db import connection
 MICRODOLLARS_PER_MILLICREDIT: Final = 10
 #: What a report may be grouped by, with the SQL of each.
 GROUPS: Final = {
-    "day": "job.finished_at::date",
-    "provider": "coalesce(job.route ->> 'runner', '')",
-    "model": "job.model",
-    "account": "job.account_id::text",
-    "route": "coalesce(job.route ->> 'name', '')",
+    "day": "part.day",
+    "provider": "part.provider",
+    "model": "part.model",
+    "provider_account": "coalesce(held.provider || ': ' || held.name, '')",
+    "account": "part.account",
+    "route": "part.route",
 }
 
+# Each job once, for its count and what it earned, and each of its attempts that cost
+# something: so every cost is in exactly one group, and the groups add up.
 _REPORT = """
-SELECT {columns}, count(*), count(*) FILTER (WHERE job.status = 'succeeded'),
-       coalesce(sum(CASE WHEN job.status = 'succeeded'
-                    THEN job.charged_millicredits - job.refunded_millicredits
-                    ELSE 0 END), 0)::bigint,
-       coalesce(sum(job.cost_microdollars), 0)::bigint,
-       coalesce(sum(job.work_seconds * rate.gpu_second_microdollars), 0)::bigint,
-       coalesce(sum(job.work_seconds), 0)::float8
-  FROM jobs_job job
-  LEFT JOIN jobs_route rate ON rate.id = (job.route ->> 'id')::bigint
- WHERE job.mode = %(mode)s AND job.finished_at >= %(since)s
-   AND job.finished_at < %(until)s::date + 1
+WITH ended AS (
+    SELECT id, finished_at::date AS day, model, account_id::text AS account,
+           coalesce(route ->> 'runner', '') AS provider,
+           coalesce(route ->> 'name', '') AS route,
+           provider_account_id, status = 'succeeded' AS is_good,
+           charged_millicredits - refunded_millicredits AS kept
+      FROM jobs_job
+     WHERE mode = %(mode)s AND finished_at >= %(since)s
+       AND finished_at < %(until)s::date + 1
+), part AS (
+    SELECT day, model, account, provider, route, provider_account_id, 1 AS jobs,
+           is_good::int AS succeeded, CASE WHEN is_good THEN kept ELSE 0 END AS kept,
+           0 AS bill, 0 AS machine, 0.0 AS work_seconds
+      FROM ended
+     UNION ALL
+    SELECT ended.day, ended.model, ended.account, tried.provider, tried.route,
+           tried.provider_account_id, 0, 0, 0, tried.cost_microdollars,
+           round(tried.work_seconds * tried.second_microdollars), tried.work_seconds
+      FROM ended JOIN jobs_attempt tried ON tried.job_id = ended.id
+     WHERE tried.cost_microdollars > 0 OR tried.work_seconds > 0
+)
+SELECT {columns}, sum(part.jobs), sum(part.succeeded), sum(part.kept)::bigint,
+       sum(part.bill)::bigint, sum(part.machine)::bigint,
+       sum(part.work_seconds)::float8
+  FROM part LEFT JOIN jobs_provideraccount held ON held.id = part.provider_account_id
  GROUP BY {columns} ORDER BY {columns}
 """
 
@@ -76,7 +94,9 @@ def report(
 ) -> list[Line]:
     """Return the ended jobs of these days (both included), grouped as ``by`` says.
 
-    Raises KeyError for a group that ``GROUPS`` does not have.
+    A job counts where its last route is; what other routes' tries cost stands in lines
+    of theirs, which may have no jobs. Raises KeyError for a group that ``GROUPS`` does
+    not have.
     """
     names = list(by)
     columns = ", ".join(GROUPS[name] for name in names)

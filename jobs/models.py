@@ -115,7 +115,8 @@ class Job(models.Model):
     quoted_millicredits = models.PositiveBigIntegerField(default=0)
     charged_millicredits = models.PositiveBigIntegerField(default=0)
     refunded_millicredits = models.PositiveBigIntegerField(default=0)
-    #: What it cost us: a provider's bill, in millionths of a US dollar, or GPU time.
+    #: What it cost us over all attempts: the providers' bills, in millionths of a US
+    #: dollar, and seconds of work on our own machines.
     cost_microdollars = models.PositiveBigIntegerField(default=0)
     work_seconds = models.FloatField(default=0.0)
 
@@ -253,7 +254,22 @@ class Attempt(models.Model):
     outcome = models.CharField(max_length=16, blank=True)
     error_code = models.CharField(max_length=64, blank=True)
     error_detail = models.TextField(blank=True)
+
+    #: Who made it, or was to: an engine of ours or a provider, and the account there.
+    provider = models.CharField(max_length=48, blank=True, db_default="")
+    provider_account = models.ForeignKey(
+        "ProviderAccount",
+        on_delete=models.PROTECT,
+        null=True,
+        related_name="attempts",
+        db_index=False,
+    )
+    #: What the provider bills for it.
     cost_microdollars = models.PositiveBigIntegerField(default=0)
+    #: Seconds of work on a machine of ours, known when the attempt has ended, and what
+    #: one cost when it began (0 for workers that are not the route's own).
+    work_seconds = models.FloatField(db_default=0.0)
+    second_microdollars = models.PositiveBigIntegerField(db_default=0)
 
     class Meta:
         ordering: ClassVar = ["fence"]
@@ -353,6 +369,7 @@ class Route(models.Model):
     )
     #: Expected cost of one job, to choose by and to report margin with.
     cost_microdollars = models.PositiveBigIntegerField(default=0)
+    #: What a second of its workers costs; each attempt keeps it as it was then.
     gpu_second_microdollars = models.PositiveBigIntegerField(default=0)
     #: Measured: seconds of work per second of video; feeds deadlines and ETAs.
     seconds_per_second = models.FloatField(null=True, blank=True)

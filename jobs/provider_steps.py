@@ -249,7 +249,7 @@ def _keep(
             cost_microdollars=F("cost_microdollars") + micro(cost),
         )
         Attempt.objects.filter(job_id=claim.job_id, fence=claim.fence).update(
-            cost_microdollars=micro(cost)
+            provider_account=row, cost_microdollars=micro(cost)
         )
         lifecycle.advance(claim, Step.AWAIT, queue="", **_first_look(row))
     except lifecycle.Superseded:

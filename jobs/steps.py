@@ -5,7 +5,6 @@ They raise RenderError when the step failed; the task decides what follows from 
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -48,7 +47,6 @@ def generate(held: Held) -> None:
     lifecycle.announce_running(claim)
     request = JobRequest.load(job.request)
     world = context.get()
-    started = time.monotonic()
     job.resolved |= preparing.late_words(job, request, world)
     with workfolder(world) as folder:
         plan = renders.render_request(
@@ -66,7 +64,7 @@ def generate(held: Held) -> None:
             artifact = _finish(job, claim.fence, frames, plan.output, world, folder)
             # Asked after the frames: only then is it known how they were made.
             resolved = {**job.resolved, "fingerprint": dict(engine.fingerprint(plan))}
-            _hand_over(claim, job, artifact, started, resolved=resolved)
+            _hand_over(claim, job, artifact, resolved=resolved)
             return
         master = _store_master(job, claim.fence, frames, plan, world, folder)
         resolved = {**job.resolved, "fingerprint": dict(engine.fingerprint(plan))}
@@ -76,7 +74,6 @@ def generate(held: Held) -> None:
         queue="media",
         master=master,
         resolved=resolved,
-        work_seconds=time.monotonic() - started,
     )
 
 
@@ -119,7 +116,6 @@ def finish(held: Held) -> None:
         return
     request = JobRequest.load(job.request)
     world = context.get()
-    started = time.monotonic()
     with workfolder(world) as folder:
         source = folder / "master.mp4"
         world.storage.get_file(job.master["key"], source)
@@ -143,7 +139,7 @@ def finish(held: Held) -> None:
         else:
             frames = frames_of(source, output)
             artifact = _finish(job, claim.fence, frames, output, world, folder)
-    _hand_over(claim, job, artifact, started)
+    _hand_over(claim, job, artifact)
 
 
 def _revoice(held: Held, job: Job) -> None:
@@ -152,7 +148,6 @@ def _revoice(held: Held, job: Job) -> None:
 
     lifecycle.announce_running(held.claim)
     world = context.get()
-    started = time.monotonic()
     assert job.source is not None  # an audio-only job is made for one
     with workfolder(world) as folder:
         source = folder / "source.mp4"
@@ -168,20 +163,18 @@ def _revoice(held: Held, job: Job) -> None:
         key = _out_key(job, held.claim.fence)
         artifact = revoice(source, output, world, key=key, folder=folder)
     # Its picture was looked at when the source was made.
-    _hand_over(held.claim, job, artifact, started)
+    _hand_over(held.claim, job, artifact)
 
 
-def _hand_over(
-    claim: Claim, job: Job, artifact: Artifact, started: float, **changes: Any
-) -> None:
+def _hand_over(claim: Claim, job: Job, artifact: Artifact, **changes: Any) -> None:
     """Close the job with its file; or, where a classifier looks, send it there first."""
-    mode, seconds = safety.mode_of(job), time.monotonic() - started
+    mode = safety.mode_of(job)
     if mode == safety.CLASSIFIER and job.kind != "audio":
-        lifecycle.keep_for_review(claim, artifact, work_seconds=seconds, **changes)
+        lifecycle.keep_for_review(claim, artifact, **changes)
         return
     notes = {**artifact.notes, "safety": {"mode": mode}}
     artifact = replace(artifact, notes=notes)
-    lifecycle.succeed(claim, artifact, work_seconds=seconds, **changes)
+    lifecycle.succeed(claim, artifact, **changes)
 
 
 def _finish(

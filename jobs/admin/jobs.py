@@ -167,7 +167,7 @@ def page_of(job: Job) -> dict[str, Any]:
         "inputs": _inputs(job),
         "uploads": list(job.uploads.values_list("name", flat=True)),
         "money": _money(job),
-        "attempts": list(job.attempts.all()),
+        "attempts": list(job.attempts.select_related("provider_account")),
         "deliveries": list(
             WebhookDelivery.objects.filter(event__job=job).select_related("event")[:50]
         ),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -31,6 +31,7 @@ from jobs import (
     reconcile,
 )
 from jobs.claims import Claim, Held
+from jobs import housekeeper, lifecycle, margin, outside, provider_steps, reconcile
 from jobs.models import Attempt, Incident, Job, ProviderAccount, ProviderErrand
 from tests.factories import make_account, make_key
 from tests.fakes import FakeService
@@ -724,6 +725,16 @@ def test_a_bad_result_is_made_by_the_next_route_at_the_same_price(kind, fakes, a
     costs = job.attempts.filter(step="submit").values_list("route", "cost_microdollars")
     assert {route for route, cost in costs if cost} == {"dashscope", "novita"}
     assert job.cost_microdollars == sum(cost for _, cost in costs)
+    # And stands under who sent the bill.
+    today = datetime.now(UTC).date()
+    for by, mark in (("provider", "{}"), ("provider_account", "{}: main")):
+        report = margin.report([by], since=today, until=today)
+        lines = {line.group[0]: line for line in report}
+        for name, earns in (("dashscope", 0), ("novita", 1)):
+            line = lines[mark.format(name)]
+            assert line.provider_microdollars == dict(costs)[name]
+            assert line.jobs == earns
+            assert (line.revenue_microdollars > 0) is bool(earns)
 
 
 @every_provider
