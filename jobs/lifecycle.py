@@ -43,7 +43,9 @@ class Superseded(Exception):
 # ------------------------------------------------------------------ moving on
 
 
-def advance(claim: Claim, step: Step, *, queue: str, **changes: Any) -> None:
+def advance(
+    claim: Claim, step: Step, *, queue: str, outcome: str = "ok", **changes: Any
+) -> None:
     """Move the claimed job to its next step and ring that queue.
 
     Raises Superseded when the claim was lost, and does nothing when the job was
@@ -63,7 +65,7 @@ def advance(claim: Claim, step: Step, *, queue: str, **changes: Any) -> None:
             **changes,
         )
         if moved:
-            claims.close_attempt(claim, "ok")
+            claims.close_attempt(claim, outcome)
             if claim.step is Step.PREPARE:
                 JobUpload.objects.filter(job_id=claim.job_id).delete()
             bells.ring(queue)

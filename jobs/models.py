@@ -250,12 +250,13 @@ class Attempt(models.Model):
     worker = models.CharField(max_length=128)
     started_at = models.DateTimeField(db_default=Now())
     ended_at = models.DateTimeField(null=True)
-    #: ok, failed, lost, released, stopped, canceled
+    #: ok, failed, in_doubt, lost, released, stopped, canceled
     outcome = models.CharField(max_length=16, blank=True)
     error_code = models.CharField(max_length=64, blank=True)
     error_detail = models.TextField(blank=True)
 
-    #: Who made it, or was to: an engine of ours or a provider, and the account there.
+    #: Who made it, or was to: an engine of ours or a provider; and the account there
+    #: that has a job of it, or may have one.
     provider = models.CharField(max_length=48, blank=True, db_default="")
     provider_account = models.ForeignKey(
         "ProviderAccount",
@@ -264,7 +265,7 @@ class Attempt(models.Model):
         related_name="attempts",
         db_index=False,
     )
-    #: What the provider bills for it.
+    #: What the provider bills for it; our estimate until it says so.
     cost_microdollars = models.PositiveBigIntegerField(default=0)
     #: Seconds of work on a machine of ours, known when the attempt has ended, and what
     #: one cost when it began (0 for workers that are not the route's own).

@@ -22,7 +22,7 @@ import structlog
 from django.conf import settings
 from django.core import signing
 from django.db import transaction
-from django.db.models import F, Sum
+from django.db.models import QuerySet, Sum
 from django.db.models.functions import Now
 
 from billing import accounts
@@ -110,9 +110,13 @@ def submit(held: Held) -> None:
         _refused(claim, job, error)
         return
     lifecycle.announce_running(claim)
-    # From here on the provider may have it, whatever becomes of us.
-    lifecycle.record(claim, submit_sent_at=Now())
     row, is_probe = ready.taken.row, ready.taken.is_probe
+    # From here on the provider may have it, and bill it, whatever becomes of us.
+    with transaction.atomic():
+        lifecycle.record(claim, submit_sent_at=Now())
+        if job.submit_sent_at is not None:
+            is_not_there(job)  # the same token again makes no second job
+        _book(claim.job_id, claim.fence, row, ready.estimate)
     try:
         reply = transport.send(http(), ready.call)
         submitted = provider.parse_submit(reply, ready.account)
@@ -122,14 +126,15 @@ def submit(held: Held) -> None:
         return
     except ProviderError as error:
         outside.went_wrong(row.pk, error, is_probe=is_probe)
-        lifecycle.record(claim, submit_sent_at=None, provider_account=None)
+        with transaction.atomic():
+            lifecycle.record(claim, submit_sent_at=None, provider_account=None)
+            is_not_there(job)
         _refused(claim, job, error)
         return
     # Should the database be away now, this line is all that is left of the id.
     log.info("submitted", account=str(row), provider_job_id=submitted.provider_id)
     outside.accepted(row.pk)
-    cost = ready.estimate if submitted.cost_usd is None else submitted.cost_usd
-    _keep(claim, job, row, submitted.provider_id, cost)
+    _keep(claim, job, row, submitted)
 
 
 def _may_send_again(job: Job, provider: base.Provider) -> bool:
@@ -233,27 +238,18 @@ def _wait_or_go_elsewhere(claim: Claim, job: Job, error: ProviderError) -> None:
 
 
 def _keep(
-    claim: Claim,
-    job: Job,
-    row: ProviderAccount,
-    provider_id: str,
-    cost: Decimal | None,
+    claim: Claim, job: Job, row: ProviderAccount, submitted: base.Submitted
 ) -> None:
-    """Store the provider's id and await the video."""
+    """Store the provider's id and bill, and await the video."""
     try:
         # Before the move, which a cancellation may turn into another one: whoever ends
         # the job then knows what to stop at the provider.
-        lifecycle.record(
-            claim,
-            provider_job_id=provider_id,
-            cost_microdollars=F("cost_microdollars") + micro(cost),
-        )
-        Attempt.objects.filter(job_id=claim.job_id, fence=claim.fence).update(
-            provider_account=row, cost_microdollars=micro(cost)
-        )
+        lifecycle.record(claim, provider_job_id=submitted.provider_id)
+        if submitted.cost_usd is not None:
+            _book(claim.job_id, claim.fence, row, submitted.cost_usd)
         lifecycle.advance(claim, Step.AWAIT, queue="", **_first_look(row))
     except lifecycle.Superseded:
-        was_found(job.pk, provider_id, token=job.submit_token)
+        was_found(job.pk, submitted.provider_id, token=job.submit_token)
         raise
 
 
@@ -283,6 +279,7 @@ def _in_doubt(claim: Claim, reason: str) -> None:
         claim,
         Step.RECONCILE,
         queue="",
+        outcome="in_doubt",
         next_poll_at=Now() + timedelta(seconds=RECONCILE_FIRST_SECONDS),
     )
 
@@ -405,13 +402,37 @@ def micro(cost: Decimal | None) -> int:
     return 0 if cost is None else max(0, round(cost * 1_000_000))
 
 
+def sent_attempts(job_id: UUID) -> QuerySet[Attempt]:
+    """Return the attempts of which a provider has a job, or may have one."""
+    return Attempt.objects.filter(
+        job_id=job_id, step=Step.SUBMIT, provider_account__isnull=False
+    )
+
+
 def settle_cost(job_id: UUID, cost: Decimal | None) -> None:
     """Put the provider's own figure in the place of our estimate for its last attempt."""
+    if (last := sent_attempts(job_id).last()) is not None:
+        _book(job_id, last.fence, last.provider_account, cost)
+
+
+def is_not_there(job: Job) -> None:
+    """The provider has no job of the last attempt after all, and will bill none.
+
+    Looks no further than to the attempts of when ``job`` was read: it may be sent again.
+    """
+    last = sent_attempts(job.pk).filter(fence__lte=job.fence).last()
+    if last is not None:
+        _book(job.pk, last.fence, None, None)
+
+
+def _book(
+    job_id: UUID, fence: int, account: ProviderAccount | None, cost: Decimal | None
+) -> None:
+    """Note on the attempt who has it and what it costs, and on the job the sum."""
     attempts = Attempt.objects.filter(job_id=job_id)
-    last = attempts.filter(step=Step.SUBMIT, outcome="ok").order_by("-fence").first()
-    if last is None:
-        return
-    attempts.filter(pk=last.pk).update(cost_microdollars=micro(cost))
+    attempts.filter(fence=fence).update(
+        provider_account=account, cost_microdollars=micro(cost)
+    )
     total = attempts.aggregate(cost=Sum("cost_microdollars"))["cost"] or 0
     Job.objects.filter(pk=job_id).update(cost_microdollars=total)
 

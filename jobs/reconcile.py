@@ -23,8 +23,14 @@ from inference.errors import Fault, ProviderError, RenderError
 from inference.providers import base, transport
 from inference.providers.base import Evidence, FindQuery, RemoteStatus
 from jobs import incidents, lifecycle, outside
-from jobs.models import Attempt, Job, JobNote, ProviderErrand
-from jobs.provider_steps import http, settle_cost, was_found
+from jobs.models import Job, JobNote, ProviderErrand
+from jobs.provider_steps import (
+    http,
+    is_not_there,
+    sent_attempts,
+    settle_cost,
+    was_found,
+)
 from jobs.states import Status, Step
 
 log = structlog.get_logger()
@@ -198,6 +204,7 @@ def _was_never_there(job: Job, *, by: str = "reconcile") -> None:
     error = ProviderError("submits get lost there", fault=Fault.HEALTH)
     if not lifecycle.reroute_waiting(job, error):
         lifecycle.end(job.pk, error)
+    is_not_there(job)
     incidents.resolve("unknown_fate", str(job.pk), by=by)
 
 
@@ -223,6 +230,8 @@ def _send_again(job: Job, *, keep_token: bool, by: str = "reconcile") -> None:
         **changes,
     )
     if moved:
+        if not keep_token:
+            is_not_there(job)
         why = "the same token is safe" if keep_token else "the provider has no such job"
         lifecycle.note(
             job.pk,
@@ -330,10 +339,7 @@ def remote_failure(job_id: UUID, status: RemoteStatus) -> None:
 
 def _was_failed_before(job: Job) -> bool:
     """Return whether the present route has already taken and failed the job."""
-    submits = Attempt.objects.filter(
-        job=job, step=Step.SUBMIT, outcome="ok", route=job.route["name"]
-    )
-    return submits.count() > 1
+    return sent_attempts(job.pk).filter(route=job.route["name"]).count() > 1
 
 
 # --------------------------------------------------------------------- errands

@@ -108,7 +108,10 @@ class AttemptAdmin(ReadOnly, ModelAdmin):
     )
     list_filter = (
         "step",
-        one_of("outcome", ("ok", "failed", "lost", "released", "stopped", "canceled")),
+        one_of(
+            "outcome",
+            ("ok", "failed", "in_doubt", "lost", "released", "stopped", "canceled"),
+        ),
     )
     list_select_related = ("job",)
     search_fields = ("job__id", "worker", "error_code")

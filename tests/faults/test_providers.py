@@ -577,6 +577,136 @@ def test_a_deadline_never_ends_what_may_be_there_without_looking(name, fake, ali
     time_is_over()
     assert (again(job).step, job.status) == ("reconcile", "running")
     assert world.held(alice) == job.quoted_millicredits
+# ------------------------------------------------- what a lost answer costs us
+
+PRICED = {"usd_per_second": {"480p": 0.04, "720p": 0.04}}
+
+
+def bill(job: Job) -> int:
+    """What the job costs here, the same on the job, its attempts and in the report."""
+    total = sum(job.attempts.values_list("cost_microdollars", flat=True))
+    assert again(job).cost_microdollars == total
+    if job.finished_at is not None:
+        today = datetime.now(UTC).date()
+        (line,) = margin.report(["model"], since=today, until=today)
+        assert line.provider_microdollars == total
+    return total
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_a_job_found_after_a_lost_answer_costs_what_it_was_to_cost(name, fake, alice):
+    world.enter(fake, settings=PRICED)
+    fake.script("submit", "lost")
+    job = world.submitted(alice, name)
+    estimate = bill(job)
+    assert estimate > 0
+    assert job.attempts.get(step="submit").outcome == "in_doubt"
+    world.finish_there(fake)
+    world.reconcile_now()
+    world.finish(fake)
+    assert again(job).status == "succeeded", job.error_detail
+    assert bill(job) > 0
+    if name != "magicoal":  # whose status names its own figure
+        assert bill(job) == estimate
+
+
+@pytest.mark.parametrize("name", CALLING)
+def test_a_job_found_by_an_early_callback_costs_what_it_was_to_cost(
+    name, calling, alice
+):
+    world.enter(calling, settings=PRICED)
+    calling.script("submit", "lost")
+    job = world.submitted(alice, name)
+    assert call_back(calling).status_code == 200
+    assert again(job).step == "await"
+    assert bill(job) > 0
+
+
+class Killed(BaseException):
+    """The worker's process ends here."""
+
+
+@pytest.mark.parametrize("name", ["dashscope"])
+def test_what_a_killed_worker_had_sent_costs_once(name, fake, alice, monkeypatch):
+    world.enter(fake, settings=PRICED)
+    job = world.order(alice, name)
+    world.work("media")
+    send = transport.send
+
+    def send_and_die(*args: Any) -> None:
+        send(*args)
+        raise Killed
+
+    monkeypatch.setattr(transport, "send", send_and_die)
+    with pytest.raises(Killed):
+        world.work(f"provider.{name}")
+    monkeypatch.undo()
+    Job.objects.update(lease_until=Now() - timedelta(seconds=1))
+    lifecycle.lose(Job.objects.get())
+    world.work(f"provider.{name}")
+    assert again(job).step == "reconcile"
+    world.finish_there(fake)
+    world.reconcile_now()
+    world.finish(fake)
+    assert again(job).status == "succeeded", job.error_detail
+    assert bill(job) == 200_000  # 5 s
+    assert [a.outcome for a in job.attempts.filter(step="submit")] == [
+        "lost",
+        "in_doubt",
+    ]
+
+
+@pytest.mark.parametrize("name", BLIND)
+def test_what_could_not_be_proved_is_refunded_and_stays_our_cost(name, fake, alice):
+    world.enter(fake, settings=PRICED)
+    fake.script("submit", "lost")
+    job = world.submitted(alice, name)
+    world.reconcile_now(age_seconds=25 * 3600)
+    assert again(job).status == "failed"
+    assert bill(job) > 0
+
+
+@pytest.mark.parametrize("name", ["dashscope"])
+def test_what_was_never_there_costs_nothing_and_is_no_failure_of_theirs(
+    name, fake, alice
+):
+    world.enter(fake, settings=PRICED)
+    fake.script("submit", "refuse")
+    job = world.submitted(alice, name)
+    world.reconcile_now(age_seconds=40)
+    assert (again(job).step, bill(job)) == ("submit", 0)
+    fake.script("end", "fail")
+    world.work(f"provider.{name}")
+    assert bill(job) == 200_000
+    world.finish_there(fake)
+    world.look()
+    # Failed there for the first time: it is sent once more.
+    assert (again(job).step, bill(job)) == ("submit", 0)
+    world.work(f"provider.{name}")
+    world.finish(fake)
+    assert again(job).status == "succeeded", job.error_detail
+    assert bill(job) == 200_000
+
+
+@every_provider
+@pytest.mark.parametrize("kind", ["429", "500"])
+def test_a_submit_that_was_refused_costs_nothing(name, kind, fake, alice):
+    world.enter(fake, settings=PRICED)
+    fake.script("submit", kind)
+    assert bill(world.submitted(alice, name)) == 0
+
+
+def test_the_same_token_sent_twice_costs_once(fakes, alice):
+    fake = world.forget(fakes["openai_videos"])
+    world.enter(fake, settings={"idempotency_key": True, **PRICED})
+    fake.script("submit", "garbage")
+    job = world.submitted(alice, "openai_videos")
+    estimate = bill(job)
+    world.reconcile_now()
+    assert (again(job).step, bill(job)) == ("submit", estimate)
+    assert estimate > 0
+    world.work("provider.openai_videos")
+    assert (again(job).step, bill(job)) == ("await", estimate)
 
 
 # ------------------------------------------------------------------ 34: never ends
