@@ -218,7 +218,9 @@ def _plan(
     last = folder / "last_image.png"
     prompt = given.prompt
     if given.expand:
-        expander = expansion.load({}, weights=given.weights)
+        # A local model is loaded for this one wish: worth waiting for here.
+        options = {"expansion_budget_seconds": 120}
+        expander = expansion.load(options, weights=given.weights)
         prompt = expander.expand(
             prompt,
             shot_type="multi" if given.cuts else "single",

@@ -26,8 +26,13 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from inference.errors import WeightsMissing
+
 if TYPE_CHECKING:
     from inference.contracts import ShotType
+
+    #: (system, wish, seconds) → text
+    Ask = Callable[[str, str, float], str]
 
 log = logging.getLogger(__name__)
 
@@ -71,32 +76,42 @@ class Endpoint:
 
 
 class Writer:
-    """Asks one source for a text within a budget."""
+    """Asks one source for a text within a budget, until it says that it has no weights."""
 
-    def __init__(self, by: str, ask: Callable[[str, str, float], str]) -> None:
+    def __init__(self, by: str, ask: Ask) -> None:
         self.by = by
         self._ask = ask
+        self._is_out = False
 
     def within(self, system: str, wish: str, *, seconds: float) -> str | None:
         """Return the text, or None when it failed or did not come in time.
 
         The asking runs in a thread of its own: a server that drips one byte a second
-        passes every socket timeout there is.
+        passes every socket timeout there is, and a model may take minutes to load.
         """
+        if self._is_out:
+            return None
         answers: queue.Queue[str | None] = queue.Queue(1)
 
         def ask() -> None:
+            text = None
             try:
-                answers.put(self._ask(system, wish, seconds))
+                text = self._ask(system, wish, seconds)
+            except WeightsMissing as error:
+                if not self._is_out:
+                    log.error("expansion by %s is left out: %s", self.by, error)
+                self._is_out = True
             except (
                 httpx.HTTPError,
                 ValueError,
                 TypeError,
                 LookupError,
                 RuntimeError,
+                TimeoutError,
             ) as error:
                 log.warning("expansion by %s failed: %s", self.by, error)
-                answers.put(None)
+            finally:
+                answers.put(text)
 
         threading.Thread(target=ask, name="expansion", daemon=True).start()
         try:
@@ -155,9 +170,47 @@ def load(
     elif (weights / FOLDER / "config.json").exists() and importlib.util.find_spec(
         "torch"
     ):
-        local = importlib.import_module("inference.media.expansion_local")
-        writers.append(Writer(f"local:{FOLDER}", local.LocalWriter(weights / FOLDER)))
+        writers.append(Writer(f"local:{FOLDER}", _Local(weights / FOLDER)))
     return Expander(writers, budget_seconds=budget)
+
+
+class _Local:
+    """A model in a folder, loaded when first asked: by the writer's own thread.
+
+    Until it is there, wishes go on without it. One that cannot be loaded is not tried
+    a second time. It answers one wish at a time, and none that nobody waits for.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._ask: Ask | None = None
+        self._failure = ""
+
+    def __call__(self, system: str, wish: str, seconds: float) -> str:
+        deadline = time.monotonic() + seconds
+        if not self._lock.acquire(timeout=seconds):
+            raise TimeoutError("it is loading or busy")
+        try:
+            ask = self._ask = self._ask or self._load()
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("loading took the whole budget")
+            return ask(system, wish, left)
+        finally:
+            self._lock.release()
+
+    def _load(self) -> Ask:
+        if self._failure:
+            raise WeightsMissing(self._failure)
+        try:
+            module = importlib.import_module("inference.media.expansion_local")
+            made: Ask = module.LocalWriter(self._folder)
+        except (WeightsMissing, ImportError, OSError, RuntimeError) as error:
+            # The last three: torch or transformers itself is not whole.
+            self._failure = str(error)
+            raise WeightsMissing(self._failure) from error
+        return made
 
 
 def endpoint_writer(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import torch
@@ -14,10 +13,9 @@ _NEW_TOKENS = 200
 
 
 class LocalWriter:
-    """Loaded at start; answers one wish at a time."""
+    """Loaded when made, or WeightsMissing; to be asked one wish at a time."""
 
     def __init__(self, folder: Path) -> None:
-        self._lock = threading.Lock()
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True
@@ -25,10 +23,13 @@ class LocalWriter:
             self._model = AutoModelForCausalLM.from_pretrained(
                 folder, local_files_only=True
             ).eval()
-        except (OSError, ValueError) as error:
-            raise WeightsMissing(f"{folder}: {error}") from error
-        if torch.cuda.is_available():
-            self._model = self._model.to("cuda", torch.bfloat16)
+            if torch.cuda.is_available():
+                self._model = self._model.to("cuda", torch.bfloat16)
+        # Anything: `tokenizers` raises Exception itself for a damaged file.
+        except Exception as error:
+            raise WeightsMissing(
+                f"{folder}: {type(error).__name__}: {error}"
+            ) from error
 
     @torch.inference_mode()
     def __call__(self, system: str, wish: str, seconds: float) -> str:
@@ -42,10 +43,9 @@ class LocalWriter:
             )
         else:
             text = f"{system}\n\n{wish}\n\n"
-        with self._lock:
-            given = self._tokenizer(text, return_tensors="pt").to(self._model.device)
-            made = self._model.generate(
-                **given, max_new_tokens=_NEW_TOKENS, do_sample=False, max_time=seconds
-            )
+        given = self._tokenizer(text, return_tensors="pt").to(self._model.device)
+        made = self._model.generate(
+            **given, max_new_tokens=_NEW_TOKENS, do_sample=False, max_time=seconds
+        )
         answer = made[0, given["input_ids"].shape[1] :]
         return str(self._tokenizer.decode(answer, skip_special_tokens=True))

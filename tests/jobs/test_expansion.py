@@ -102,6 +102,17 @@ def test_without_a_writer_the_builtin_rules_write_and_sign(alice: Account) -> No
     assert job.request["prompt"] == "a cat"
 
 
+def test_a_damaged_writer_of_the_operators_fails_no_job(
+    alice: Account, world: Any
+) -> None:
+    folder = world.weights / "expansion"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"model_type": "qwen2"}')
+    job = prepared(make_job(alice, **CLIP, prompt="a cat", prompt_expansion=True))
+    assert job.resolved["expansion"] == "builtin"
+    assert (job.status, job.error_detail) == ("queued", "")
+
+
 def test_nothing_is_added_unasked(alice: Account) -> None:
     job = prepared(make_job(alice, **CLIP, prompt="a cat"))
     assert "prompt" not in job.resolved

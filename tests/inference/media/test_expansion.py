@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from inference.media import expansion
+from inference.media import expansion, expansion_local
 from inference.media.camera import read_moves
 from inference.media.expansion import Expander, builtin
 from inference.media.safety import judge_prompt
@@ -151,6 +151,67 @@ def test_a_local_model_from_a_folder_writes_and_is_named(weights):
     made = expander.expand("a cat", shot_type="single", seconds=5, seed=1)
     assert made.by == "local:expansion"
     assert 10 <= len(made.prompt) <= 1500
+
+
+def _truncate(path):
+    path.write_bytes(path.read_bytes()[:200])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "config.json").write_text("{}"),
+        lambda folder: (folder / "config.json").write_text("[not json"),
+        lambda folder: (folder / "model.safetensors").unlink(),
+        lambda folder: _truncate(folder / "model.safetensors"),
+        lambda folder: (folder / "tokenizer.json").write_text("{}"),
+        lambda folder: _truncate(folder / "tokenizer.json"),
+    ],
+    ids=["empty", "no json", "no weights", "cut weights", "no words", "cut words"],
+)
+def test_a_local_model_that_cannot_be_loaded_is_left_out_and_told_of_once(
+    weights, caplog, damage
+):
+    damage(weights / "expansion")
+    expander = expansion.load({"expansion_budget_seconds": 30}, weights=weights)
+    made = [
+        expander.expand("a cat", shot_type="single", seconds=5, seed=1)
+        for _ in range(3)
+    ]
+    assert [one.by for one in made] == ["builtin"] * 3
+    assert made[2].seconds < 0.5  # nothing is loaded a second time
+    (told,) = (record for record in caplog.records if "left out" in record.message)
+    assert str(weights / "expansion") in told.message
+
+
+def test_a_local_model_that_loads_slowly_is_waited_for_no_longer_than_the_budget(
+    weights, monkeypatch
+):
+    may_load, loads = threading.Event(), []
+
+    class SlowWriter:
+        def __init__(self, folder):
+            loads.append(folder)
+            may_load.wait(5)
+
+        def __call__(self, system, wish, seconds):
+            return LONG
+
+    monkeypatch.setattr(expansion_local, "LocalWriter", SlowWriter)
+    expander = expansion.load({"expansion_budget_seconds": 0.3}, weights=weights)
+
+    def written():
+        return expander.expand("a cat", shot_type="single", seconds=5, seed=1)
+
+    start = time.monotonic()
+    assert {written().by for _ in range(3)} == {"builtin"}
+    assert time.monotonic() - start < 2
+    may_load.set()
+    deadline = time.monotonic() + 30
+    while (last := written()).by == "builtin":
+        assert time.monotonic() < deadline
+    assert last.by == "local:expansion"
+    assert len(loads) == 1
 
 
 # -- the built-in expander
