@@ -7,23 +7,19 @@ judged in a step of its own (``screening``), where there is a classifier.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from billing import accounts
-from inference.catalogue import MODELS
 from inference.errors import InputRejected
-from inference.media import audio, expansion, images
-from jobs import claims, context, lifecycle, outside, renders, routing, safety
+from inference.media import audio, images
+from jobs import claims, context, lifecycle, renders, routing, safety, words
 from jobs.requests import JobRequest, Picture
 from jobs.states import Step
 from jobs.workfolders import folder_of, workfolder
 
 if TYPE_CHECKING:
     from inference.contracts import Context
-    from inference.media.expansion import Expander
     from jobs.claims import Held
     from jobs.models import Job
 
@@ -44,7 +40,7 @@ def _prepare_video(held: Held, job: Job) -> None:
     world = context.get()
     terms = accounts.terms_of_account(job.account_id)
     guard = safety.Guard(safety.policy_of(terms, is_asked=request.safety_checker))
-    words = words_of(request, job.route, guard, world)
+    told = words.decide(request, job.route, guard, world)
     inputs: dict[str, Any] = {}
     with workfolder(world) as folder:
         for name in ("image", "last_image"):
@@ -54,7 +50,7 @@ def _prepare_video(held: Held, job: Job) -> None:
         if request.audio.mode == "url":
             inputs["audio"] = _sound(job, request, folder, world)
     safety.note_flags(job, guard.flags, where="input")
-    told = guard.told(world)
+    told |= guard.told(world)
     is_screened = told["safety"] == safety.CLASSIFIER
     lifecycle.advance(
         held.claim,
@@ -64,7 +60,6 @@ def _prepare_video(held: Held, job: Job) -> None:
         resolved={
             **job.resolved,
             **renders.resolve(request, tuple(inputs["image"]["size"])),
-            **words,
             **told,
         },
     )
@@ -79,73 +74,6 @@ def _prepare_audio(held: Held, job: Job) -> None:
         with workfolder(world) as folder:
             inputs["audio"] = _sound(job, request, folder, world)
     lifecycle.advance(held.claim, Step.FINISH, queue="media", inputs=inputs)
-
-
-# ----------------------------------------------------------------------- words
-
-
-def words_of(
-    request: JobRequest, route: Mapping[str, Any], guard: safety.Guard, world: Context
-) -> dict[str, Any]:
-    """Return the prompt the engine gets and who wrote it; refuse unsafe words.
-
-    With an effect its template's words were decided at accept and the customer's are
-    ignored. A provider that expands prompts itself gets the customer's own. Negative
-    prompts name what is not wanted, so they are not judged.
-    """
-    if request.effect is not None:
-        return {}
-    guard.text(request.prompt)
-    if not request.prompt_expansion:
-        return {}
-    if route["kind"] == "provider" and outside.expands(
-        provider=route["runner"], wire_model=route["profile"]
-    ):
-        return {"expansion": f"provider:{route['runner']}"}
-    longest = MODELS[request.model].prompt_max
-    written = _expander(world).expand(
-        request.prompt,
-        shot_type=request.shot_type,
-        seconds=round(request.seconds, 1),
-        seed=request.seed or 0,
-    )
-    prompt, by = written.prompt, written.by
-    if not guard.allows(prompt) and guard.allows(request.prompt):
-        # The wish was fine: what was added to it is not, and not the customer's fault.
-        prompt = expansion.builtin(
-            request.prompt,
-            shot_type=request.shot_type,
-            seconds=round(request.seconds, 1),
-            seed=request.seed or 0,
-        )
-        by = "builtin"
-    if len(prompt) > longest:
-        prompt = prompt[:longest].rsplit(" ", 1)[0]
-    return {"prompt": prompt, "expanded_prompt": prompt, "expansion": by}
-
-
-def late_words(job: Job, request: JobRequest, world: Context) -> dict[str, Any]:
-    """Return the words of a job whose provider was to write them, now that we make it."""
-    if not request.prompt_expansion or "prompt" in job.resolved:
-        return {}
-    guard = safety.Guard(job.resolved.get("safety_policy", "block"))
-    return words_of(request, job.route, guard, world)
-
-
-def _expander(world: Context) -> Expander:
-    return _loaded_expander(
-        world.weights,
-        tuple(
-            (name, value)
-            for name, value in world.options.items()
-            if name.startswith("expansion_")
-        ),
-    )
-
-
-@cache
-def _loaded_expander(weights: Path, options: tuple[tuple[str, Any], ...]) -> Expander:
-    return expansion.load(dict(options), weights=weights)
 
 
 # -------------------------------------------------------------------- pictures

@@ -38,7 +38,7 @@ from inference.media.probe import UnusableVideo, probe
 from inference.providers import base, results, transport
 from inference.providers.base import Evidence
 from inference.providers.pictures import fit_picture
-from jobs import claims, context, incidents, lifecycle, outside, safety
+from jobs import claims, context, incidents, lifecycle, outside, safety, words
 from jobs.models import Attempt, Job, ProviderAccount, ProviderErrand, Route
 from jobs.requests import JobRequest
 from jobs.states import Status, Step
@@ -152,7 +152,8 @@ def _prepare(claim: Claim, job: Job, provider: base.Provider) -> Ready:
     row, account = taken.row, outside.as_account(taken.row)
     # The same token when the same route is asked again.
     job.submit_token = job.submit_token or secrets.token_hex(16)
-    lifecycle.record(claim, submit_token=job.submit_token)
+    job.resolved |= words.late(job)
+    lifecycle.record(claim, submit_token=job.submit_token, resolved=job.resolved)
     job.provider_account = row
     order = _order(job, provider, account, context.get())
     call = provider.build_submit(order, account)

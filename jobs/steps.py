@@ -20,6 +20,7 @@ from jobs import (
     renders,
     safety,
     screening,
+    words,
 )
 from jobs.requests import JobRequest
 from jobs.states import Step
@@ -47,7 +48,7 @@ def generate(held: Held) -> None:
     lifecycle.announce_running(claim)
     request = JobRequest.load(job.request)
     world = context.get()
-    job.resolved |= preparing.late_words(job, request, world)
+    job.resolved |= words.late(job)
     with workfolder(world) as folder:
         plan = renders.render_request(
             reference=str(job.id),

@@ -14,9 +14,10 @@ import pytest
 
 from billing.models import Account
 from inference.catalogue import MODELS
-from jobs import claims, context, outside, preparing, safety, tasks
+from jobs import claims, context, outside, safety, tasks, words
 from jobs.claims import Held
 from jobs.models import Job
+from jobs.states import Step
 from tests.factories import make_account, make_job, make_request
 from tests.jobs.finishing import site, work, world
 
@@ -165,16 +166,16 @@ def test_the_words_are_never_longer_than_the_model_takes(world: Any) -> None:
         model.name, prompt="x" * model.prompt_max, prompt_expansion=True, seed=1
     )
     guard = safety.Guard("block")
-    words = preparing.words_of(request, {"kind": "engine"}, guard, world)
-    assert len(words["prompt"]) <= model.prompt_max
+    told = words.decide(request, {"kind": "engine"}, guard, world)
+    assert len(told["prompt"]) <= model.prompt_max
 
 
 def test_a_provider_that_expands_itself_gets_the_customers_words(world: Any) -> None:
     request = make_request("wan2.6-i2v", prompt="a cat", prompt_expansion=True, seed=1)
     route = {"kind": "provider", "runner": "dashscope", "profile": "wan2.6-i2v"}
     guard = safety.Guard("block")
-    words = preparing.words_of(request, route, guard, world)
-    assert words == {"expansion": "provider:dashscope"}
+    told = words.decide(request, route, guard, world)
+    assert told == {"expansion": "provider:dashscope"}
     names: dict[str, Any] = {
         "reference": "r",
         "wire_model": "wan2.6-i2v",
@@ -184,3 +185,28 @@ def test_a_provider_that_expands_itself_gets_the_customers_words(world: Any) -> 
     assert (asked.prompt, asked.prompt_expansion) == ("a cat", True)
     final = outside.order(request, **names, prompt="our words")
     assert (final.prompt, final.prompt_expansion) == ("our words", False)
+
+
+def test_a_job_that_leaves_such_a_provider_for_our_own_machine_asks_no_writer_there(
+    alice: Account, chat: Chat
+) -> None:
+    """A GPU waits for no network: the built-in rules write at once."""
+    job = make_job(alice, **CLIP, prompt="a cat", prompt_expansion=True)
+    ours = job.route
+    elsewhere = {
+        **ours,
+        "kind": "provider",
+        "runner": "dashscope",
+        "profile": "wan2.6-i2v",
+        "queue": "provider.dashscope",
+    }
+    Job.objects.filter(pk=job.pk).update(route=elsewhere)
+    assert prepared(job).resolved["expansion"] == "provider:dashscope"
+    Job.objects.filter(pk=job.pk).update(
+        route=ours, step=Step.GENERATE, queue=ours["queue"]
+    )
+    job = work(job)
+    assert (job.status, chat.asked) == ("succeeded", [])
+    assert job.resolved["expansion"] == "builtin"
+    assert job.resolved["prompt"] == job.resolved["expanded_prompt"]
+    assert job.resolved["prompt"].startswith("a cat.")

@@ -22,6 +22,8 @@ from jobs import (
     watch,
 )
 from jobs.models import Incident, Job, ProviderAccount
+from jobs import outside, provider_steps, routing, tasks
+from jobs.models import Route
 from jobs.requests import Sound
 from tests.factories import make_account, make_job
 from tests.fakes import FakeService
@@ -198,3 +200,34 @@ def test_trust_given_after_a_job_was_prepared_does_not_loosen_it(name, fake, ali
     world.work(f"provider.{name}")
     (sent,) = fake.calls_to("submit")
     assert json.loads(sent.body)["enable_safety_checker"] is True
+@pytest.mark.parametrize(
+    ("second", "author"),
+    [("openai_videos", "builtin"), ("novita", "provider:novita")],
+)
+def test_words_the_first_provider_was_to_write_are_there_at_the_second_too(
+    second, author, alice
+):
+    with world.start("dashscope") as away, world.start(second) as next_one:
+        world.enter(away)
+        world.enter(next_one)
+        Route.objects.filter(name=second).update(rank=1000)
+        routing.forget()
+        job = world.order(alice, "dashscope", prompt="A cat", prompt_expansion=True)
+        world.work("media")
+        job.refresh_from_db()
+        assert job.resolved["expansion"] == "provider:dashscope"
+        away.script("submit", "503", times=2)
+        world.work("provider.dashscope")
+        world.work("provider.dashscope")
+        world.work(f"provider.{second}")
+        (sent,) = next_one.jobs.values()
+    job.refresh_from_db()
+    assert (job.route["runner"], job.step) == (second, "await")
+    assert job.resolved["expansion"] == author
+    if author == "builtin":
+        assert sent.prompt == job.resolved["expanded_prompt"]
+        assert sent.prompt.startswith("A cat. ")
+        assert "Lighting:" in sent.prompt
+    else:
+        assert sent.prompt == "A cat"
+        assert sent.body["parameters"]["prompt_extend"] is True
