@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -128,10 +129,12 @@ def finish_file(
                 frames_of(source, output), output, context, key=key, folder=folder
             )
         return _finish_with_its_sound(source, output, context, key=key, folder=folder)
-    if keeps:
-        sound: _Voice = source, {"audio": {"by": "provider"}}
-    else:
+    if not keeps:
         sound = _sound(output, context, folder)
+    elif _is_as_long(facts, output):
+        sound = source, _PROVIDERS
+    else:
+        sound = _fitted(source, output, folder), _PROVIDERS
     return _repack(source, sound, output, context, key=key, folder=folder)
 
 
@@ -151,15 +154,12 @@ def _finish_with_its_sound(
     source: Path, output: OutputPlan, context: Context, *, key: str, folder: Path
 ) -> Artifact:
     made = _encode(frames_of(source, output), output, context, folder)
-    track = folder / "sound.m4a"
-    own = audio.read_track(source)
-    audio.write_track(audio.fit(own, seconds=output.seconds), track)
     return _deliver(
-        _muxed(made.video, track, folder),
+        _muxed(made.video, _fitted(source, output, folder), folder),
         output,
         context,
         stills=made.stills,
-        notes={**made.notes, "audio": {"by": "provider"}},
+        notes={**made.notes, **_PROVIDERS},
         has_sound=True,
         key=key,
         folder=folder,
@@ -351,7 +351,8 @@ def _repack(
 
 
 #: An AAC track of the clip's length, if any, and what the job says of it.
-_Voice = tuple[Path | None, dict[str, Any]]
+_Voice = tuple[Path | None, Mapping[str, Any]]
+_PROVIDERS: Final = MappingProxyType({"audio": {"by": "provider"}})
 
 
 def _sound(output: OutputPlan, context: Context, folder: Path) -> _Voice:
@@ -377,6 +378,14 @@ def _sound(output: OutputPlan, context: Context, folder: Path) -> _Voice:
     track = folder / "sound.m4a"
     audio.write_track(sound, track)
     return track, {"audio": {**told, "rms_db": round(sound.rms_db(), 1)}}
+
+
+def _fitted(source: Path, output: OutputPlan, folder: Path) -> Path:
+    """Write a provider's own sound as AAC of the clip's length."""
+    track = folder / "sound.m4a"
+    own = audio.read_track(source)
+    audio.write_track(audio.fit(own, seconds=output.seconds), track)
+    return track
 
 
 def _generated(prompt: str, seconds: float, seed: int, engine: SoundEngine) -> Sound:
@@ -458,13 +467,17 @@ def verify(
         raise EngineFailed(f"the file lasts {facts.seconds} s, not {output.seconds}")
     if has_sound is not None and facts.has_audio != has_sound:
         raise EngineFailed(f"sound was planned: {has_sound}, found: {facts.has_audio}")
-    if has_sound and abs(facts.audio_seconds - output.seconds) > max(
-        1 / output.fps, 2 * 1024 / audio.RATE
-    ):
+    if has_sound and not _is_as_long(facts, output):
         raise EngineFailed(
             f"the sound lasts {facts.audio_seconds} s, the picture {output.seconds}"
         )
     return facts
+
+
+def _is_as_long(facts: VideoFacts, output: OutputPlan) -> bool:
+    """Say whether the sound ends with the picture, to a frame or two AAC blocks."""
+    slack = max(1 / output.fps, 2 * 1024 / audio.RATE)
+    return abs(facts.audio_seconds - output.seconds) <= slack
 
 
 def _measures(facts: VideoFacts) -> tuple[int, int, int, float]:

@@ -353,6 +353,36 @@ def test_a_providers_own_sound_stays_when_sound_was_to_be_made(
     assert likeness > 0.8  # hiss, coded once or twice more
 
 
+@pytest.mark.parametrize("lasts", [2.5, 3.9, 4.2, 6.0])
+@pytest.mark.parametrize("mode", ["generate", "url"])
+def test_a_providers_sound_of_another_length_is_fitted_to_an_untouched_picture(
+    context, folder, mode, lasts
+):
+    silent = _providers_clip(context, folder, frames=65)
+    source, track = folder / "odd.mp4", folder / "odd.m4a"
+    audio.write_track(Sound(tone(lasts)), track)
+    audio.mux(silent, track, source)
+    plan = replace(PLAN, frames=65, audio=AudioPlan(mode=mode, prompt="rain"))
+    artifact = finish.finish_file(
+        source,
+        plan,
+        context,
+        key="out/1",
+        folder=folder,
+        keep_sound=mode == "url",
+    )
+    assert artifact.notes["remuxed"] is True
+    assert artifact.notes["audio"] == {"by": "provider"}
+    context.storage.get_file(artifact.key, folder / "mine.mp4")
+    assert _packets(folder / "mine.mp4") == _packets(source)
+    heard, start = read_sound(folder / "mine.mp4")
+    assert start == pytest.approx(0, abs=1e-3)
+    assert len(heard) / RATE == pytest.approx(65 / 16, abs=1 / 16)
+    assert np.argmax(np.abs(np.fft.rfft(heard[: 2 * RATE, 0]))) / 2 == 440
+    after = heard[int((lasts + 0.1) * RATE) : int(4.05 * RATE)]
+    assert not len(after) or np.abs(after).max() < 0.01
+
+
 def test_a_providers_sound_goes_when_none_was_ordered(context, folder):
     sound = AudioPlan(mode="generate", prompt="rain", seed=1)
     source = _providers_clip(context, folder, sound=sound)
