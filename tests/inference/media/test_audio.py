@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 import wave
 
 import av
@@ -156,9 +157,29 @@ def test_a_header_claiming_an_absurd_rate_is_refused(tmp_path):
     _refusal(path)
 
 
-def test_a_decoder_that_needs_too_much_memory_ends_alone(tmp_path):
-    path = write_sound(tmp_path / "in", tone(5), kind="mp3")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_decoder_that_needs_too_much_memory_ends_alone(tmp_path, kind):
+    """Whatever the file: also a wav that needs no conversion is read in the child."""
+    path = write_sound(tmp_path / "in", tone(5), kind=kind)
     assert "cannot be decoded" in _refusal(path, decode_memory_bytes=20 * 1024 * 1024)
+
+
+def test_a_wav_that_claims_four_gigabytes_takes_no_more_than_it_holds(tmp_path):
+    path = tmp_path / "in"
+    audio.save_wav(Sound(tone(4)), path)
+    data = bytearray(path.read_bytes())
+    data[4:8], data[40:44] = (
+        struct.pack("<I", 0xFFFF_FFFF),
+        struct.pack("<I", 2**32 - 8),
+    )
+    path.write_bytes(data)
+    tracemalloc.start()
+    try:
+        assert audio.load(path, limits=Limits()).seconds == pytest.approx(4, abs=0.1)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 50 * 1024 * 1024
 
 
 def test_a_prepared_file_reads_back_the_same(tmp_path):
