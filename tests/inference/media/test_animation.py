@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inference.media.animation import animate, guess_depth
+from inference.media.animation import animate, find_subject, guess_depth
 from inference.media.frames import load_fitted
 from tests.conftest import PHOTOS
 from tests.inference.media.measure import half_shifts, psnr, shift
@@ -172,6 +172,25 @@ def test_no_frame_shows_anything_but_the_picture(prompt, tmp_path):
     ):
         edges = (frame[0], frame[-1], frame[:, 0], frame[:, -1])
         assert min(int(edge.min()) for edge in edges) > 150
+
+
+@pytest.mark.parametrize(
+    ("name", "seen"),
+    [
+        ("astronaut", [(0.34, 0.08), (0.56, 0.08), (0.36, 0.36), (0.54, 0.36)]),
+        ("chelsea", [(0.31, 0.35), (0.45, 0.35), (0.65, 0.45), (0.76, 0.45)]),
+        ("coffee", [(0.32, 0.3), (0.65, 0.3), (0.5, 0.15), (0.5, 0.5)]),
+    ],
+    ids=["her face", "both its eyes", "the cup"],
+)
+def test_a_closer_shot_shows_what_the_picture_is_of(name, seen):
+    with Image.open(photo_path(name)) as picture:
+        offset = find_subject(picture, (0, 0, *picture.size))
+    half = 0.5 / 1.75
+    x, y = (0.5 + min(max(one, half - 0.5), 0.5 - half) for one in offset)
+    for point in seen:
+        assert abs(point[0] - x) < half, (point, offset)
+        assert abs(point[1] - y) < half, (point, offset)
 
 
 @pytest.mark.parametrize(("frames", "cuts_at"), [(80, [40]), (120, [40, 80])])
