@@ -118,7 +118,8 @@ FIRST_EFFECTS: tuple[FirstEffect, ...] = (
     FirstEffect(
         "found-footage",
         "Found footage",
-        "Handheld camera shake, found footage of a breathless run, rolling light leaks.",
+        "Handheld camera shake, quick and rough: found footage of a breathless run, "
+        "rolling light leaks.",
         "A shaky hand and a running pulse.",
         909,
         WILD,

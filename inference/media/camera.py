@@ -283,9 +283,10 @@ class Shot:
                     y += SWAY_SHARE * 0.5 * ahead * math.sin(2 * angle + 0.6)
                     roll += math.radians(0.5) * ahead * math.sin(angle + 0.9)
                 case Move.HANDHELD:
-                    x += SHAKE_SHARE * ahead * self._shake(now, 0)
-                    y += SHAKE_SHARE * ahead * self._shake(now, 1)
-                    roll += SHAKE_ROLL * ahead * self._shake(now, 2)
+                    force = ahead * self.tempo**2
+                    x += SHAKE_SHARE * force * self._shake(now, 0)
+                    y += SHAKE_SHARE * force * self._shake(now, 1)
+                    roll += SHAKE_ROLL * force * self._shake(now, 2)
                 case Move.ROLL_LEFT:
                     roll -= ROLL_ANGLE * reach * way
                 case Move.ROLL_RIGHT:

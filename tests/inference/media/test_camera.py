@@ -118,6 +118,14 @@ def test_spare_picture_beside_the_crop_lets_a_pan_go_without_zooming():
     assert views("pan left", ground=Ground(1.0))[-1].zoom > 1.2
 
 
+def test_a_quick_hand_shakes_more_than_a_slow_one():
+    shakes = [
+        max(abs(view.x) for view in views(f"{word} handheld"))
+        for word in ("slow", "", "quick")
+    ]
+    assert shakes[0] < 0.6 * shakes[1] < 0.4 * shakes[2]
+
+
 def test_the_same_seed_gives_the_same_path_and_another_seed_another():
     assert views("handheld", seed=5) == views("handheld", seed=5)
     assert views("handheld", seed=5) != views("handheld", seed=6)
