@@ -155,6 +155,10 @@ def _render(given: argparse.Namespace) -> int:
     _clear()
     if given.expand:
         print(f"prompt: {request.prompt}")
+    if artifact.notes["upscaler"] != "none":
+        print(f"enlarged by: {artifact.notes['upscaler']}")
+    if artifact.notes["audio"] is not None:
+        print(f"sound: {artifact.notes['audio']}")
     print(
         f"{given.out}  {artifact.width}x{artifact.height}  {artifact.frames} frames  "
         f"{artifact.seconds:g} s at {artifact.fps:g} fps  seed {request.seed}  "

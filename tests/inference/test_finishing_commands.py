@@ -30,8 +30,9 @@ def render(tmp_path):
     return made
 
 
-def test_a_clip_gets_sound_from_its_prompt(render):
+def test_a_clip_gets_sound_from_its_prompt_and_says_what_it_is(render, capsys):
     target = render("--prompt", "waves, slow zoom in", "--sound", "generate")
+    assert "'scenes': ['sea']" in capsys.readouterr().out
     assert probe(target).has_audio
     assert audio.loudness(audio.read_track(target)) == pytest.approx(-20, abs=1.5)
 
@@ -56,7 +57,9 @@ def test_a_finished_clip_gets_another_sound(render, tmp_path, capsys):
 def test_a_clip_is_delivered_larger_with_its_prompt_written_out(render, capsys):
     target = render("--prompt", "a cup", "--expand", "--deliver", "720p")
     assert probe(target).height == 720
-    assert "Lighting:" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Lighting:" in said
+    assert "enlarged by: lanczos" in said
 
 
 def test_an_unusable_sound_file_is_an_error_and_leaves_no_file(
