@@ -425,6 +425,9 @@ def order(
         for name, value in _NEUTRAL.items()
         if name in unasked and name not in offers
     }
+    if prompt is not None and "prompt_expansion" in offers:
+        # It cuts only what it writes out itself; final words hold their shots.
+        neutral["shot_type"] = "single"
     return replace(job, **neutral)
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from billing.models import Account
 from inference.catalogue import MODELS
+from inference.providers.base import ProviderAccount
 from jobs import claims, context, outside, safety, tasks, words
 from jobs.claims import Held
 from jobs.models import Job
@@ -185,6 +186,29 @@ def test_a_provider_that_expands_itself_gets_the_customers_words(world: Any) -> 
     assert (asked.prompt, asked.prompt_expansion) == ("a cat", True)
     final = outside.order(request, **names, prompt="our words")
     assert (final.prompt, final.prompt_expansion) == ("our words", False)
+
+
+@pytest.mark.parametrize("provider", ["dashscope", "novita", "sinancode"])
+def test_shots_in_final_words_are_no_reason_to_refuse(provider: str) -> None:
+    """Of an effect, or of ours where an earlier route did not expand."""
+    request = make_request(
+        "wan2.6-i2v", prompt="a", prompt_expansion=True, shot_type="multi", seed=1
+    )
+    adapter = outside.adapter(provider)
+    account = ProviderAccount(
+        name="main", base_url="https://vendor.example", credentials={"api_key": "k"}
+    )
+    names: dict[str, Any] = {
+        "reference": "r",
+        "wire_model": "wan2.6-i2v",
+        "provider": provider,
+    }
+    wish = outside.order(request, **names)
+    assert (wish.shot_type, wish.prompt_expansion) == ("multi", True)
+    adapter.check(wish, account)
+    final = outside.order(request, **names, prompt="Shot 1: a. Shot 2: b.")
+    assert (final.shot_type, final.prompt_expansion) == ("single", False)
+    adapter.check(final, account)
 
 
 def test_a_job_that_leaves_such_a_provider_for_our_own_machine_asks_no_writer_there(
