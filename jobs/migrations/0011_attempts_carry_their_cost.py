@@ -7,7 +7,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('jobs', '0009_jobs_are_screened_and_reviewed'),
+        ('jobs', '0010_results_are_collected_past_waiting_submits'),
     ]
 
     operations = [

@@ -25,13 +25,13 @@ from inference.providers import transport
 from jobs import (
     housekeeper,
     lifecycle,
+    margin,
     outside,
     poller,
     provider_steps,
     reconcile,
 )
 from jobs.claims import Claim, Held
-from jobs import housekeeper, lifecycle, margin, outside, provider_steps, reconcile
 from jobs.models import Attempt, Incident, Job, ProviderAccount, ProviderErrand
 from tests.factories import make_account, make_key
 from tests.fakes import FakeService
@@ -577,6 +577,8 @@ def test_a_deadline_never_ends_what_may_be_there_without_looking(name, fake, ali
     time_is_over()
     assert (again(job).step, job.status) == ("reconcile", "running")
     assert world.held(alice) == job.quoted_millicredits
+
+
 # ------------------------------------------------- what a lost answer costs us
 
 PRICED = {"usd_per_second": {"480p": 0.04, "720p": 0.04}}

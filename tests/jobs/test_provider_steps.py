@@ -18,12 +18,11 @@ from jobs import (
     outside,
     poller,
     provider_steps,
+    routing,
     tasks,
     watch,
 )
-from jobs.models import Incident, Job, ProviderAccount
-from jobs import outside, provider_steps, routing, tasks
-from jobs.models import Route
+from jobs.models import Incident, Job, ProviderAccount, Route
 from jobs.requests import Sound
 from tests.factories import make_account, make_job
 from tests.fakes import FakeService
@@ -151,6 +150,8 @@ def stuck_after_an_hour(canary: watch.Canary) -> set[str]:
     canary.look()
     open_now = Incident.objects.filter(kind="queue_stuck", resolved_at=None)
     return set(open_now.values_list("subject", flat=True))
+
+
 @pytest.mark.parametrize("name", ["novita"])
 @pytest.mark.parametrize(
     ("policy", "is_trusted", "is_asked", "is_told"),
@@ -200,6 +201,8 @@ def test_trust_given_after_a_job_was_prepared_does_not_loosen_it(name, fake, ali
     world.work(f"provider.{name}")
     (sent,) = fake.calls_to("submit")
     assert json.loads(sent.body)["enable_safety_checker"] is True
+
+
 @pytest.mark.parametrize(
     ("second", "author"),
     [("openai_videos", "builtin"), ("novita", "provider:novita")],
