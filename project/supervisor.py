@@ -3,7 +3,8 @@
 Nothing outlives the supervisor. Each process leads its own group and session, so that
 Ctrl-C reaches the supervisor alone, and each gets its own stop signal from the kernel
 when the supervisor dies (PR_SET_PDEATHSIG). `project/watchdog.py`, a process of its own,
-then stops in order what is left, group by group and by a mark in the environment.
+then stops in order what is left, group by group and by a mark in the environment. It is
+watched in turn: should it die, the next one is told of all that runs.
 
 Must run in the main thread of a process without other threads: the kernel ties the
 death signal to the thread that forked.
@@ -99,27 +100,24 @@ class Supervisor:
         self._logs_checked = time.monotonic()
         self._parent = os.getpid()
         self._watchdog: subprocess.Popen[bytes] | None = None
+        self._watchdogs_died = 0
+        self._watchdog_at = 0.0  # when to start the next one
 
     def __enter__(self) -> Supervisor:
         if self.logs:
             self.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
         libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        self._watchdog = subprocess.Popen(
-            [sys.executable, "-S", "-E", watchdog.__file__, str(self._parent)],
-            stdin=subprocess.PIPE,
-            start_new_session=True,
-            cwd="/",
-        )
+        self._start_watchdog()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-        assert self._watchdog is not None
-        assert self._watchdog.stdin is not None
-        self._watchdog.stdin.write(b"bye\n")
-        self._watchdog.stdin.close()
-        self._watchdog.wait()
+        if self._watchdog is not None:
+            self._tell_watchdog(b"bye\n")
+            assert self._watchdog.stdin is not None
+            self._watchdog.stdin.close()
+            self._watchdog.wait()
         libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._old_mask)
 
@@ -172,6 +170,8 @@ class Supervisor:
         for one in self._waiting():
             if time.monotonic() >= one.start_at:
                 self._spawn(one)
+        if self._watchdog is None and time.monotonic() >= self._watchdog_at:
+            self._start_watchdog()
         self._trim_logs()
 
     def stop(self, *names: str) -> None:
@@ -203,10 +203,37 @@ class Supervisor:
         with path.open("ab") if path else contextlib.nullcontext() as log:
             one.child = self._popen(process, log)
         one.started_at = time.monotonic()
-        if self._watchdog and self._watchdog.stdin:
-            self._watchdog.stdin.write(self._group(one).line())
-            self._watchdog.stdin.flush()
+        self._tell_watchdog(self._group(one).line())
         self.tell(process.name, f"started, pid {one.child.pid}")
+
+    def _start_watchdog(self) -> None:
+        self._watchdog = subprocess.Popen(
+            [sys.executable, "-S", "-E", watchdog.__file__, str(self._parent)],
+            stdin=subprocess.PIPE,
+            bufsize=0,  # what a dead one did not take is not kept for its pipe's end
+            start_new_session=True,
+            cwd="/",
+        )
+        for one in self.table.values():
+            if one.child:
+                self._tell_watchdog(self._group(one).line())
+
+    def _tell_watchdog(self, line: bytes) -> None:
+        """Write to the watchdog; one that has just died is replaced, and told then."""
+        if self._watchdog and self._watchdog.stdin:
+            with contextlib.suppress(BrokenPipeError):
+                self._watchdog.stdin.write(line)
+
+    def _watchdog_ended(self, code: int) -> None:
+        assert self._watchdog is not None
+        assert self._watchdog.stdin is not None
+        self._watchdog.returncode = code  # so that Popen does not wait for it again
+        self._watchdog.stdin.close()
+        self._watchdog = None
+        self._watchdogs_died += 1
+        pause = delay_seconds(self._watchdogs_died)
+        self._watchdog_at = time.monotonic() + pause
+        self.tell("watchdog", f"died; again in {pause:.1f} s")
 
     def _popen(
         self, process: Process, log: IO[bytes] | None
@@ -240,6 +267,8 @@ class Supervisor:
                 return
             if pid == 0:
                 return
+            if self._watchdog and self._watchdog.pid == pid:
+                self._watchdog_ended(os.waitstatus_to_exitcode(status))
             for one in self.table.values():
                 if one.child and one.child.pid == pid:
                     self._ended(one, os.waitstatus_to_exitcode(status))

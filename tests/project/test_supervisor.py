@@ -187,10 +187,39 @@ def test_nothing_is_left_after_kill_9_of_supervisor_and_watchdog(supervise):
     until(lambda: stack.alive() == [dog])
 
 
+def test_the_stack_outlives_its_watchdog_and_gets_another(supervise):
+    # Deaf to its own signal and away from its group: only a watchdog finds it.
+    deaf = ["sh", "-c", "trap '' TERM; setsid sleep 1000 & wait; sleep 1000"]
+    stack = supervise(
+        {"name": "one", "argv": SLEEP},
+        {"name": "deaf", "argv": deaf, "stop_seconds": 0.3},
+    )
+    until(lambda: len(stack.alive()) == OWN + 3)
+    dog = watchdog_of(stack)
+    os.kill(dog, signal.SIGKILL)
+    os.kill(stack.pids("one")[0], signal.SIGKILL)
+    until(lambda: len(stack.pids("one")) == 2)
+    until(lambda: watchdogs_of(stack) and watchdogs_of(stack) != [dog])
+    assert stack.process.poll() is None
+    stack.process.kill()
+    until(lambda: stack.alive() == [])
+
+
+def test_a_watchdog_that_dies_last_does_not_spoil_the_stop(supervise):
+    stack = supervise({"name": "one", "argv": SLEEP})
+    os.kill(watchdog_of(stack), signal.SIGKILL)
+    assert stack.stop(signal.SIGTERM) == 0
+    assert stack.alive() == []
+
+
 def watchdog_of(stack: Supervised) -> int:
-    argument = f"watchdog.py\0{stack.process.pid}\0"
-    [pid] = [pid for pid in stack.alive() if argument in command_line(pid)]
+    [pid] = watchdogs_of(stack)
     return pid
+
+
+def watchdogs_of(stack: Supervised) -> list[int]:
+    argument = f"watchdog.py\0{stack.process.pid}\0"
+    return [pid for pid in stack.alive() if argument in command_line(pid)]
 
 
 def command_line(pid: int) -> str:
