@@ -32,7 +32,7 @@ WITH picked AS (
        AND lease_until IS NULL AND ready_at IS NOT NULL
        AND (run_after IS NULL OR run_after <= statement_timestamp())
        AND (%(step)s::text IS NULL OR step = %(step)s)
-     ORDER BY priority DESC, ready_at
+     ORDER BY ready_at
      LIMIT 1
      FOR NO KEY UPDATE SKIP LOCKED
 ), claimed AS (

@@ -168,10 +168,10 @@ SELECT count(*) FROM (
        AND (CASE WHEN %(ready_at)s::timestamptz IS NULL
                  THEN ready_at IS NOT NULL
                       OR (account_id = %(account)s AND mode = %(mode)s
-                          AND created_at < %(created_at)s)
-                 ELSE ready_at IS NOT NULL
-                      AND (priority > %(priority)s
-                           OR (priority = %(priority)s AND ready_at < %(ready_at)s))
+                          AND (priority > %(priority)s
+                               OR (priority = %(priority)s
+                                   AND created_at < %(created_at)s)))
+                 ELSE ready_at < %(ready_at)s
             END)
      LIMIT %(most)s) AS ahead
 """
@@ -182,8 +182,8 @@ POSITION_MAX = 10_000
 def _position(job: Job) -> int:
     """Return how many jobs start before this one (of all accounts), plus one.
 
-    A job without a slot has everything ready before it, and its own account's earlier
-    ones.
+    A job without a slot has everything ready before it, and those of its own account
+    that get a slot first.
     """
     with connection.cursor() as cursor:
         cursor.execute(

@@ -58,6 +58,7 @@ class Job(models.Model):
     )
     #: Where the current step waits; empty for steps without a worker.
     queue = models.CharField(max_length=48, blank=True)
+    #: The customer's: which of an account's waiting jobs gets its next free slot.
     priority = models.SmallIntegerField(default=0)
     #: Since when it holds one of its account's slots; null while it waits for one.
     ready_at = models.DateTimeField(null=True)
@@ -149,9 +150,7 @@ class Job(models.Model):
         ]
         indexes: ClassVar = [
             models.Index(
-                "queue",
-                F("priority").desc(),
-                "ready_at",
+                fields=["queue", "ready_at"],
                 name="job_claimable",
                 condition=Q(
                     status__in=["queued", "running"],

@@ -2,6 +2,9 @@
 
 A job holds a slot from ``ready_at`` to its end. All functions here must run while the
 account's wallet row is locked, which makes the count exact without any other lock.
+
+A job's ``priority`` is its customer's word, so it orders that account's jobs alone and
+is spent here: whoever has a slot stands in one line with all accounts, by ``ready_at``.
 """
 
 from __future__ import annotations
@@ -16,15 +19,19 @@ WITH free AS (
      WHERE account_id = %(account)s AND mode = %(mode)s
        AND ready_at IS NOT NULL AND status IN ('queued', 'running')
 ), next AS (
-    SELECT id FROM jobs_job
+    SELECT id, priority, created_at FROM jobs_job
      WHERE account_id = %(account)s AND mode = %(mode)s
        AND ready_at IS NULL AND status = 'queued'
      ORDER BY priority DESC, created_at
      LIMIT (SELECT n FROM free)
      FOR NO KEY UPDATE
+), placed AS (
+    SELECT id, row_number() OVER (ORDER BY priority DESC, created_at) AS place FROM next
 )
-UPDATE jobs_job j SET ready_at = clock_timestamp() FROM next
- WHERE j.id = next.id
+UPDATE jobs_job j
+   SET ready_at = statement_timestamp() + placed.place * interval '1 microsecond'
+  FROM placed
+ WHERE j.id = placed.id
 RETURNING j.queue
 """
 

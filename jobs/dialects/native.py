@@ -105,7 +105,12 @@ EFFECT = fields.text(
     blank_is_absent=True,
 )
 PREMIUM = fields.boolean("premium", meaning="The model's premium variant.")
-PRIORITY = fields.integer("priority", low=-10, high=10, meaning="Among your own jobs.")
+PRIORITY = fields.integer(
+    "priority",
+    low=-10,
+    high=10,
+    meaning="Which of your own waiting jobs gets your next free slot.",
+)
 RETENTION = fields.integer(
     "retention_seconds",
     low=60,

@@ -204,10 +204,22 @@ def test_an_account_has_only_so_many_jobs_in_the_making(alice: Account) -> None:
     assert slots.is_free(account_id=alice.pk, mode="live", limit=3)
 
 
-def test_a_claim_takes_the_job_of_highest_priority_first(alice: Account) -> None:
+def test_a_priority_takes_no_other_customers_turn(alice: Account) -> None:
+    first = make_job(make_account("bob", credits=10), priority=-10)
+    make_job(alice, priority=10)
+    assert claim("media").job_id == first.pk
+
+
+def test_a_priority_decides_which_own_job_gets_the_next_slots(alice: Account) -> None:
+    plan = alice.plan
+    plan.max_running = 1
+    plan.save()
     make_job(alice)
-    urgent = make_job(alice, priority=5)
-    assert claim("media").job_id == urgent.pk
+    later, urgent, soon = (make_job(alice, priority=p) for p in (-1, 9, 5))
+    plan.max_running = 3
+    plan.save()
+    lifecycle.fail(claim("media"), InputRejected("bad", field="image"))
+    assert [claim("media").job_id for _ in range(3)] == [urgent.pk, soon.pk, later.pk]
 
 
 def test_test_jobs_cost_test_credits_and_take_the_simulating_route(

@@ -84,6 +84,18 @@ def test_a_job_is_read_back_with_its_place_in_the_queue(api: Api) -> None:
     assert job["eta_seconds"] > 0
 
 
+def test_a_priority_moves_a_job_before_own_ones_that_wait_for_a_slot(
+    api: Api, alice: Account, mallory: Api
+) -> None:
+    plan = alice.plan
+    plan.max_running = 1
+    plan.save()
+    jobs = [create(one).json()["id"] for one in (mallory, api, api)]
+    jobs.append(create(api, priority=9).json()["id"])
+    places = [api.get(f"/v1/jobs/{job}").json()["queue_position"] for job in jobs[1:]]
+    assert places == [2, 4, 3]
+
+
 @pytest.mark.parametrize(
     "send",
     [
