@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from uuid import UUID
@@ -94,17 +95,19 @@ UPDATE jobs_job j SET work_seconds = j.work_seconds + closed.work_seconds
 
 _BEAT = """
 UPDATE jobs_job j
-   SET lease_until = CASE WHEN %(renew)s
+   SET lease_until = CASE WHEN held.renew
                           THEN statement_timestamp() + make_interval(secs => %(lease)s)
                           ELSE j.lease_until END,
        progress = greatest(j.progress, held.progress),
        stage = held.stage,
        eta_seconds = coalesce(held.eta, j.eta_seconds)
   FROM unnest(%(ids)s::uuid[], %(fences)s::int[], %(progress)s::float8[],
-              %(stages)s::text[], %(etas)s::float8[])
-       AS held(id, fence, progress, stage, eta)
+              %(stages)s::text[], %(etas)s::float8[], %(seconds)s::float8[],
+              %(renew)s::bool[])
+       AS held(id, fence, progress, stage, eta, seconds, renew)
  WHERE j.id = held.id AND j.fence = held.fence AND j.lease_until IS NOT NULL
-RETURNING j.id, j.cancel_requested_at IS NOT NULL, j.end_by < statement_timestamp()
+RETURNING j.id, j.cancel_requested_at IS NOT NULL,
+          coalesce(j.end_by < statement_timestamp(), held.seconds > %(limit)s)
 """
 
 
@@ -135,12 +138,31 @@ class Held:
     #: canceled, expired or lost; empty while the work should go on
     stop_reason: str = ""
     is_draining: threading.Event = field(default_factory=threading.Event)
+    began: float = field(default_factory=time.monotonic)
+    _stop_asked: float | None = field(default=None, init=False)
+    #: A person was told that it hangs.
+    is_reported: bool = False
 
     def on_progress(self, progress: Progress) -> None:
         self.progress = progress
 
     def should_stop(self) -> bool:
         return bool(self.stop_reason) or self.is_draining.is_set()
+
+    def stop(self, reason: str) -> None:
+        """Have the work stop; the first reason stands."""
+        if not self.stop_reason:
+            self.stop_reason, self._stop_asked = reason, time.monotonic()
+
+    @property
+    def seconds_deaf(self) -> float:
+        """For how long the work goes on although it was told to stop."""
+        return 0.0 if self._stop_asked is None else time.monotonic() - self._stop_asked
+
+    @property
+    def is_hung(self) -> bool:
+        """Whether even the lease that was no longer renewed has run out."""
+        return self.seconds_deaf > 2 * settings.LEASE_SECONDS
 
 
 def claim_next(queue: str, *, worker: str, step: Step | None = None) -> Claim | None:
@@ -229,13 +251,24 @@ class Heart:
     Each second it writes progress and reads cancellations and deadlines; every
     ``HEARTBEAT_SECONDS`` it renews the leases. A claim that is no longer ours, or that
     could not be renewed until its lease ran out, is told to stop.
+
+    Work that does not heed this for as long as a lease is not kept alive any longer: the
+    job goes back to the housekeeper. Once its lease has run out ``on_hung`` is called,
+    each second, with all such claims and whether they are all that is held here; a thread
+    cannot be stopped from outside, so what follows is the process's to decide.
     """
 
-    def __init__(self, *, tick_seconds: float = 1.0) -> None:
+    def __init__(
+        self,
+        *,
+        tick_seconds: float = 1.0,
+        on_hung: Callable[[Sequence[Held], bool], None] = lambda hung, is_all: None,
+    ) -> None:
         self._tick_seconds = tick_seconds
+        self._on_hung = on_hung
         self._held: dict[UUID, Held] = {}
         self._lock = threading.Lock()
-        self._wake = threading.Event()
+        self._is_over = threading.Event()
         self._thread: threading.Thread | None = None
         self.is_draining = threading.Event()
 
@@ -259,11 +292,16 @@ class Heart:
         with self._lock:
             return list(self._held.values())
 
+    def stop(self) -> None:
+        """End the thread and its connection, once nothing is held any more."""
+        self._is_over.set()
+        if self._thread is not None:
+            self._thread.join(5)
+
     def _run(self) -> None:
         since_renewal = 0.0
         silent_seconds = 0.0
-        while True:
-            self._wake.wait(self._tick_seconds)
+        while not self._is_over.wait(self._tick_seconds):
             since_renewal += self._tick_seconds
             held = self.holding()
             if not held:
@@ -278,24 +316,32 @@ class Heart:
                 connection.close()
                 if silent_seconds >= settings.LEASE_SECONDS:
                     for each in held:
-                        each.stop_reason = each.stop_reason or "lost"
+                        each.stop("lost")
             else:
                 silent_seconds = 0.0
                 if renew:
                     since_renewal = 0.0
+            still_held = self.holding()
+            if hung := [each for each in still_held if each.is_hung]:
+                self._on_hung(hung, len(hung) == len(still_held))
+        connection.close()
 
     def _beat(self, held: list[Held], *, renew: bool) -> None:
         with connection.cursor() as cursor:
             cursor.execute(
                 _BEAT,
                 {
-                    "renew": renew,
                     "lease": settings.LEASE_SECONDS,
+                    "limit": settings.PREPARE_SECONDS,
                     "ids": [h.claim.job_id for h in held],
                     "fences": [h.claim.fence for h in held],
                     "progress": [h.progress.fraction for h in held],
                     "stages": [h.progress.stage[:48] for h in held],
                     "etas": [h.progress.eta_seconds for h in held],
+                    "seconds": [time.monotonic() - h.began for h in held],
+                    "renew": [
+                        renew and h.seconds_deaf < settings.LEASE_SECONDS for h in held
+                    ],
                 },
             )
             answers = {row[0]: row[1:] for row in cursor.fetchall()}
@@ -305,11 +351,11 @@ class Heart:
             if answer is None:
                 # Not an alarm when the step ended while we were asking.
                 if each.claim.job_id in still_held:
-                    each.stop_reason = each.stop_reason or "lost"
+                    each.stop("lost")
             elif answer[0]:
-                each.stop_reason = each.stop_reason or "canceled"
+                each.stop("canceled")
             elif answer[1]:
-                each.stop_reason = each.stop_reason or "expired"
+                each.stop("expired")
 
 
 def load(claim: Claim) -> Job:

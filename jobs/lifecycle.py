@@ -387,8 +387,20 @@ def let_go(claim: Claim) -> None:
         bells.ring(claim.queue)
 
 
+def deadline_exceeded() -> RenderError:
+    return RenderError(
+        "ran past its deadline",
+        code="deadline_exceeded",
+        permanent=True,
+        public="Making the video took too long.",
+    )
+
+
 def lose(job: Job) -> None:
-    """Take a job whose lease ran out from its worker; counts as a try of the step."""
+    """Take a job whose lease ran out from its worker; counts as a try of the step.
+
+    One that is past its deadline ends: nobody else is to begin it again.
+    """
     job_id, fence = job.pk, job.fence
     gone = {
         "pk": job_id,
@@ -404,6 +416,10 @@ def lose(job: Job) -> None:
     if _may_be_out(job):
         # However often its worker died, and also while the provider takes no more.
         put_in_doubt(job, "the worker went away before it knew the answer")
+        return
+    late = Job.objects.filter(**gone, end_by__lt=Now())
+    if late.update(lease_until=None, worker=""):
+        end(job_id, deadline_exceeded())
         return
     if job.step_tries + 1 >= settings.STEP_TRIES:
         if Job.objects.filter(**gone).update(lease_until=None, worker=""):

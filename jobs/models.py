@@ -160,9 +160,7 @@ class Job(models.Model):
             ),
             # A full provider's workers look past every submit that waits there.
             models.Index(
-                "queue",
-                F("priority").desc(),
-                "ready_at",
+                fields=["queue", "ready_at"],
                 name="job_collectable",
                 condition=Q(
                     step="collect",

@@ -9,15 +9,17 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from celery import shared_task, signals
 from django.conf import settings
 from django.db import Error as DatabaseError
-from django.db import close_old_connections
+from django.db import close_old_connections, connection
 from kombu.exceptions import OperationalError as BrokerError
 from redis.exceptions import RedisError
 
@@ -37,6 +39,7 @@ from jobs import (
     context,
     deliveries,
     fitness,
+    incidents,
     lifecycle,
     outside,
     retention,
@@ -53,7 +56,51 @@ if TYPE_CHECKING:
     from jobs.claims import Held
 
 log = structlog.get_logger()
-heart = claims.Heart()
+
+
+def _end_hung(hung: Sequence[Held], is_all: bool) -> None:
+    """End this process, whose work hangs: its slot is gone and no thread can be killed.
+
+    What else it does is drained first, as for a deploy. Who runs it starts another.
+    """
+    for held in hung:
+        if not held.is_reported:
+            held.is_reported = True
+            _report_hung(held)
+    if is_all:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(EXIT_HUNG)
+    if not heart.is_draining.is_set():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _report_hung(held: Held) -> None:
+    claim = held.claim
+    facts = {
+        "worker": claim.worker,
+        "step": claim.step.value,
+        "fence": claim.fence,
+        "stage": held.progress.stage,
+        "seconds": round(held.seconds_deaf),
+    }
+    log.error("step_hung", job=str(claim.job_id), **facts)
+    try:
+        incidents.report(
+            "step_hung",
+            str(claim.job_id),
+            f"{claim.worker} hung in {claim.step.value} and did not stop when told to "
+            f"({held.stop_reason}). Its process was ended.",
+            detail=facts,
+        )
+    except DatabaseError as error:
+        log.warning("incident_not_reported", error=str(error))
+        connection.close()
+
+
+heart = claims.Heart(on_hung=_end_hung)
+#: The exit status of a worker that ended because its work hung.
+EXIT_HUNG: Final = 70
 
 #: Flower's task list follows these events; more often shows nothing more.
 PROGRESS_EVENT_SECONDS = 1.0
@@ -129,15 +176,7 @@ def _stopped(held: Held) -> None:
             case "canceled":
                 lifecycle.confirm_canceled(claim)
             case "expired":
-                lifecycle.fail(
-                    claim,
-                    RenderError(
-                        "ran past its deadline",
-                        code="deadline_exceeded",
-                        permanent=True,
-                        public="Making the video took too long.",
-                    ),
-                )
+                lifecycle.fail(claim, lifecycle.deadline_exceeded())
             case "lost":
                 pass
             case _:
@@ -267,4 +306,5 @@ def _drain(**_: Any) -> None:
 
 @signals.worker_shutdown.connect
 def _leave(sender: Any, **_: Any) -> None:
+    heart.stop()
     workers.leave(str(sender.hostname))

@@ -251,6 +251,7 @@ UNFOLD = appearance.UNFOLD
 # --- Jobs: leases, deadlines and the two loops (seconds unless named otherwise) -------
 LEASE_SECONDS = env.number("LEASE_SECONDS", 90.0)  # a silent worker loses its job
 HEARTBEAT_SECONDS = env.number("HEARTBEAT_SECONDS", 20.0)
+PREPARE_SECONDS = env.number("PREPARE_SECONDS", 600.0)  # for a step before the run
 STEP_TRIES = env.integer("STEP_TRIES", 3, minimum=1)  # of one step on one route
 RUN_DEADLINE_SECONDS = env.number("RUN_DEADLINE_SECONDS", 900.0)  # at least this long…
 RUN_DEADLINE_FACTOR = env.number("RUN_DEADLINE_FACTOR", 4.0)  # …or so many estimates

@@ -1,5 +1,5 @@
 from django.db import migrations, models
-from django.db.models import F, Q
+from django.db.models import Q
 
 
 class Migration(migrations.Migration):
@@ -12,9 +12,7 @@ class Migration(migrations.Migration):
         migrations.AddIndex(
             model_name='job',
             index=models.Index(
-                'queue',
-                F('priority').desc(),
-                'ready_at',
+                fields=['queue', 'ready_at'],
                 name='job_collectable',
                 condition=Q(
                     step='collect',
