@@ -5,6 +5,7 @@ They raise RenderError when the step failed; the task decides what follows from 
 
 from __future__ import annotations
 
+import functools
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -27,7 +28,8 @@ from jobs.states import Step
 from jobs.workfolders import folder_of, workfolder
 
 if TYPE_CHECKING:
-    from inference.contracts import Artifact, Context
+    from inference.contracts import Artifact, Context, OutputPlan
+    from inference.media.finish import Watch
     from jobs.claims import Claim, Held
     from jobs.models import Job
 
@@ -108,7 +110,10 @@ def _store_master(
 
 
 def finish(held: Held) -> None:
-    """Turn an unfinished clip (a GPU's or a provider's) into the delivered file."""
+    """Turn an unfinished clip (a GPU's or a provider's) into the delivered file.
+
+    Raises Stopped soon after it should stop: finishing a long clip outlasts a drain.
+    """
     from inference.media.finish import finish_file, frames_of
 
     claim, job = held.claim, claims.load(held.claim)
@@ -136,11 +141,29 @@ def finish(held: Held) -> None:
                 key=_out_key(job, claim.fence),
                 folder=folder,
                 keep_sound=bool(job.master.get("has_customers_sound")),
+                watch=_watch(held, job, output),
             )
         else:
-            frames = frames_of(source, output)
+            frames = _watch(held, job, output)(frames_of(source, output))
             artifact = _finish(job, claim.fence, frames, output, world, folder)
     _hand_over(claim, job, artifact)
+
+
+def _watch(held: Held, job: Job, output: OutputPlan) -> Watch:
+    """Return what stops the pictures when the step should stop and shows how far it is.
+
+    Progress goes on from where making the clip has left it.
+    """
+    from inference.engines.base import watched
+
+    return functools.partial(
+        watched,
+        total=output.frames,
+        on_progress=held.on_progress,
+        should_stop=held.should_stop,
+        begin=job.progress,
+        stage="finish",
+    )
 
 
 def _revoice(held: Held, job: Job) -> None:
@@ -162,7 +185,14 @@ def _revoice(held: Held, job: Job) -> None:
             audio=_local_inputs(job, world, folder).get("audio"),
         )
         key = _out_key(job, held.claim.fence)
-        artifact = revoice(source, output, world, key=key, folder=folder)
+        artifact = revoice(
+            source,
+            output,
+            world,
+            key=key,
+            folder=folder,
+            watch=_watch(held, job, output),
+        )
     # Its picture was looked at when the source was made.
     _hand_over(held.claim, job, artifact)
 

@@ -15,7 +15,7 @@ import functools
 import importlib
 import importlib.util
 import queue
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +70,11 @@ def _sound_engine(weights: Path) -> SoundEngine:
     return made
 
 
+#: Wraps the pictures of a clip on their way through: shows how far they are, and raises
+#: what shall end the work. Nothing is kept then.
+Watch = Callable[[Iterator[Any]], Iterator[Any]]
+
+
 # -- the three ways in ---------------------------------------------------------------
 
 
@@ -113,6 +118,7 @@ def finish_file(
     key: str,
     folder: Path,
     keep_sound: bool = False,
+    watch: Watch = iter,
 ) -> Artifact:
     """Deliver a provider's clip as ``output`` says.
 
@@ -125,21 +131,28 @@ def finish_file(
     keeps = facts.has_audio and (keep_sound or output.audio.mode == "generate")
     if not _is_as_ordered(facts, output):
         if not keeps:
-            return finish(
-                frames_of(source, output), output, context, key=key, folder=folder
-            )
-        return _finish_with_its_sound(source, output, context, key=key, folder=folder)
+            frames = watch(frames_of(source, output))
+            return finish(frames, output, context, key=key, folder=folder)
+        return _finish_with_its_sound(
+            source, output, context, key=key, folder=folder, watch=watch
+        )
     if not keeps:
         sound = _sound(output, context, folder)
     elif _is_as_long(facts, output):
         sound = source, _PROVIDERS
     else:
         sound = _fitted(source, output, folder), _PROVIDERS
-    return _repack(source, sound, output, context, key=key, folder=folder)
+    return _repack(source, sound, output, context, key=key, folder=folder, watch=watch)
 
 
 def revoice(
-    source: Path, output: OutputPlan, context: Context, *, key: str, folder: Path
+    source: Path,
+    output: OutputPlan,
+    context: Context,
+    *,
+    key: str,
+    folder: Path,
+    watch: Watch = iter,
 ) -> Artifact:
     """Deliver a file of ours again with the sound ``output.audio`` plans.
 
@@ -147,13 +160,19 @@ def revoice(
     plan the size, rate and frames the file has.
     """
     sound = _sound(output, context, folder)
-    return _repack(source, sound, output, context, key=key, folder=folder)
+    return _repack(source, sound, output, context, key=key, folder=folder, watch=watch)
 
 
 def _finish_with_its_sound(
-    source: Path, output: OutputPlan, context: Context, *, key: str, folder: Path
+    source: Path,
+    output: OutputPlan,
+    context: Context,
+    *,
+    key: str,
+    folder: Path,
+    watch: Watch,
 ) -> Artifact:
-    made = _encode(frames_of(source, output), output, context, folder)
+    made = _encode(watch(frames_of(source, output)), output, context, folder)
     return _deliver(
         _muxed(made.video, _fitted(source, output, folder), folder),
         output,
@@ -329,11 +348,12 @@ def _repack(
     *,
     key: str,
     folder: Path,
+    watch: Watch,
 ) -> Artifact:
     """Deliver ``source`` with its picture's packets as they are."""
     track, told = sound
     stills = Stills(output.frames, fps=output.fps, folder=folder)
-    for picture in read_pictures(source):
+    for picture in watch(read_pictures(source)):
         stills.see(picture)
     return _deliver(
         _muxed(source, track, folder),
