@@ -202,7 +202,7 @@ TAKE_BACK = Act(
     name="take_back",
     label="Take back",
     explains="The money went back to the customer (a chargeback): what is left of its "
-    "credits goes, and what was spent becomes a debt that the next credits repay.",
+    "credits goes, and what was spent becomes a debt that other credits repay.",
     run=_take_back,
     icon="undo",
     is_dangerous=True,

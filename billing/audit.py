@@ -132,6 +132,21 @@ _CHECKS: Final = {
                        WHERE book = 'available' GROUP BY 1) e ON e.transfer_id = t.id
             WHERE {t.wallet_id}) line
         WHERE running <> available_after""",
+    "what the grants lost equals what expired, was repaid or taken back": """
+        SELECT w.id, coalesce(b.total, 0) - w.debt, coalesce(g.total, 0)
+        FROM billing_wallet w
+        LEFT JOIN (SELECT t.wallet_id, sum(e.amount) AS total FROM billing_entry e
+                   JOIN billing_transfer t ON t.id = e.transfer_id
+                   WHERE (e.book = 'expired' OR t.kind = 'take_back'
+                                            AND e.book = 'issued') AND {t.wallet_id}
+                   GROUP BY 1) b ON b.wallet_id = w.id
+        LEFT JOIN (SELECT wallet_id, sum(written_off + repaid) AS total
+                   FROM billing_creditgrant WHERE {wallet_id} GROUP BY 1) g
+               ON g.wallet_id = w.id
+        WHERE {w.id} AND coalesce(b.total, 0) - w.debt <> coalesce(g.total, 0)""",
+    "a wallet that owes has nothing to spend": """
+        SELECT w.id, 0, w.available FROM billing_wallet w
+        WHERE {w.id} AND w.debt > 0 AND w.available > 0""",
     "a wallet knows of its next expiry": """
         SELECT w.id, 1, 0 FROM billing_wallet w
         WHERE {w.id} AND EXISTS (

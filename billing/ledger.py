@@ -253,13 +253,33 @@ def purchase(
     return bought
 
 
+# Voids a grant and what was issued again of it, at any remove; returns what was left of
+# them all, and what had been written off before.
+_VOID: Final = """
+WITH RECURSIVE family AS (
+    SELECT id, remaining, written_off FROM billing_creditgrant WHERE id = %(grant)s
+    UNION ALL
+    SELECT g.id, g.remaining, g.written_off
+    FROM billing_creditgrant g JOIN family f ON g.reissue_of_id = f.id
+    WHERE g.wallet_id = %(wallet)s
+), voided AS (
+    UPDATE billing_creditgrant g
+    SET remaining = 0, written_off = g.written_off + g.remaining,
+        voided_at = clock_timestamp()
+    FROM family f WHERE f.id = g.id
+)
+SELECT sum(remaining)::bigint, sum(written_off)::bigint FROM family
+"""
+
+
 @_in_transaction
 def take_back(
     *, account_id: UUID, mode: str, payment_id: str, actor: str, reason: str
 ) -> None:
     """Undo a purchase whose money went back (chargeback); twice is once.
 
-    What is left of its grant goes; what was already spent becomes the wallet's debt.
+    What is left of its grant goes, and of what was issued again of it. What was spent
+    or is held becomes the wallet's debt, repaid at once as far as other credits reach.
     """
     wallet = lock_wallet(account_id=account_id, mode=mode)
     paid = (
@@ -272,22 +292,21 @@ def take_back(
     if paid.taken_back_at is not None:
         return
     bought = paid.grant
+    # What is due may no longer pay for anything.
+    died = _expire_due(wallet.pk, _clock())
+    [(left, written_off)] = _rows(_VOID, {"grant": bought.pk, "wallet": wallet.pk})
     # What expired unspent was never of use to the customer, so it is not owed.
-    owed = bought.amount - bought.remaining - bought.written_off
-    CreditGrant.objects.filter(pk=bought.pk).update(
-        remaining=0,
-        written_off=F("written_off") + bought.remaining,
-        voided_at=Now(),
-    )
+    owed = bought.amount - left - written_off
+    repaid = _repay(wallet.pk, min(wallet.debt + owed, wallet.available - died - left))
     _move(
         wallet_id=wallet.pk,
         kind=Transfer.Kind.TAKE_BACK,
         idem=f"back:{bought.reference}",
         reference=bought.reference,
         entries={
-            Entry.Book.AVAILABLE: -bought.remaining,
-            Entry.Book.DEBT: -owed,
-            Entry.Book.ISSUED: bought.remaining + owed,
+            Entry.Book.AVAILABLE: -left - repaid,
+            Entry.Book.DEBT: repaid - owed,
+            Entry.Book.ISSUED: left + owed,
         },
         actor=actor,
         reason=reason,
@@ -295,12 +314,45 @@ def take_back(
     Purchase.objects.filter(pk=paid.pk).update(taken_back_at=Now())
 
 
+_REPAY: Final = """
+WITH ordered AS (
+    SELECT id, remaining, sum(remaining) OVER burn - remaining AS burnt_before
+    FROM billing_creditgrant
+    WHERE wallet_id = %(wallet)s AND NOT is_empty
+    WINDOW burn AS (ORDER BY priority, expires_at NULLS LAST, id
+                    ROWS UNBOUNDED PRECEDING)
+), paying AS (
+    SELECT id, least(remaining, %(amount)s - burnt_before)::bigint AS amount
+    FROM ordered WHERE burnt_before < %(amount)s
+), paid AS (
+    UPDATE billing_creditgrant g
+    SET remaining = g.remaining - paying.amount, repaid = g.repaid + paying.amount
+    FROM paying WHERE g.id = paying.id
+)
+SELECT coalesce(sum(amount), 0)::bigint FROM paying
+"""
+
+
+def _repay(wallet_id: int, amount: int) -> int:
+    """Burn ``amount`` for the wallet's debt, as a hold burns, and return it.
+
+    The caller moves it from available to debt. Whatever comes into a wallet goes through
+    here or `_give`, so that no wallet owes and can spend at the same time.
+    """
+    if amount <= 0:
+        return 0
+    [(paid,)] = _rows(_REPAY, {"wallet": wallet_id, "amount": amount})
+    if paid != amount:
+        raise LedgerBroken(f"wallet {wallet_id} has fewer granted credits than it says")
+    return amount
+
+
 # --- Holding --------------------------------------------------------------------------
 
 # The clock is read once here and used by every statement of the hold, so that a grant
 # counted as alive cannot die between two of them.
 _LOCK_FOR_HOLD: Final = """
-SELECT w.id, w.available, w.frozen, w.refill_to,
+SELECT w.id, w.available, w.debt, w.frozen, w.refill_to,
        coalesce(w.next_expiry_at <= clock_timestamp(), false) AS has_due,
        clock_timestamp() AS now,
        a.daily_spend_cap_millicredits AS account_cap,
@@ -397,7 +449,8 @@ def hold(
     if wallet.account_cap is not None or wallet.key_cap is not None:
         _check_caps(wallet, arguments)
     if wallet.refill_to is not None and available < amount_millicredits:
-        _refill(wallet, max(wallet.refill_to, amount_millicredits) - available)
+        missing = max(wallet.refill_to, amount_millicredits) - available
+        _refill(wallet, missing + wallet.debt)
         available = max(wallet.refill_to, amount_millicredits)
     rows = _rows(_TAKE_SQL, arguments)
     if not rows:
@@ -436,6 +489,7 @@ class _Locked:
 
     id: int
     available: int
+    debt: int
     frozen: bool
     refill_to: int | None
     has_due: bool
@@ -473,7 +527,7 @@ def _check_caps(wallet: _Locked, arguments: Mapping[str, Any]) -> None:
 
 def _refill(wallet: _Locked, amount: int) -> None:
     _give(
-        Wallet(id=wallet.id),
+        Wallet(id=wallet.id, debt=wallet.debt),
         CreditGrant(
             wallet_id=wallet.id,
             source=CreditGrant.Source.REFILL,
@@ -488,7 +542,9 @@ def _refill(wallet: _Locked, amount: int) -> None:
 
 # Closes the hold (settle) or reopens part of a captured one (refund), and sends `back`
 # milli-credits home: to the slices burnt last first, to their grants where these live,
-# else to new grants. The caller has the wallet's lock.
+# else to new grants, or nowhere (lost) when what expired is not to be issued again.
+# What is of a voided grant is owed for, so it is never lost, and its life goes on.
+# The caller has the wallet's lock.
 _SEND_HOME: Final = """
 WITH h AS (
     UPDATE billing_hold SET {change} WHERE id = %(hold)s AND {expected} RETURNING *
@@ -497,34 +553,43 @@ WITH h AS (
            sum(s.amount - s.returned) OVER home - (s.amount - s.returned) AS sent_before
     FROM billing_holdslice s JOIN h ON h.id = s.hold_id
     WINDOW home AS (ORDER BY s.seq DESC ROWS UNBOUNDED PRECEDING)
-), sent AS (
+), found AS (
     SELECT o.id, o.grant_id, least(o.inside, %(back)s - o.sent_before)::bigint AS amount,
-           g.priority, g.expires_at,
-           g.voided_at IS NOT NULL OR coalesce(g.expires_at <= clock_timestamp(), false)
-               AS dead
+           g.priority, g.expires_at, g.voided_at IS NOT NULL AS voided,
+           coalesce(g.expires_at <= clock_timestamp(), false) AS expired
     FROM ordered o JOIN billing_creditgrant g ON g.id = o.grant_id
     WHERE o.sent_before < %(back)s AND o.inside > 0
+), sent AS (
+    SELECT *, CASE WHEN NOT voided AND NOT expired THEN 'home'
+                   WHEN voided OR %(reissue_expired)s THEN 'reissued'
+                   ELSE 'lost' END AS fate
+    FROM found
 ), slices AS (
     UPDATE billing_holdslice s
     SET returned = s.returned + sent.amount,
-        reissued = s.reissued + CASE WHEN sent.dead THEN sent.amount ELSE 0 END
+        reissued = s.reissued + CASE sent.fate WHEN 'reissued' THEN sent.amount ELSE 0 END
     FROM sent WHERE s.id = sent.id
-), alive AS (
-    UPDATE billing_creditgrant g SET remaining = g.remaining + sent.amount
-    FROM (SELECT grant_id, sum(amount) AS amount FROM sent WHERE NOT dead
-          GROUP BY grant_id) sent
+), grants AS (
+    UPDATE billing_creditgrant g
+    SET remaining = g.remaining + sent.home, written_off = g.written_off + sent.lost
+    FROM (SELECT grant_id, coalesce(sum(amount) FILTER (WHERE fate = 'home'), 0) AS home,
+                 coalesce(sum(amount) FILTER (WHERE fate = 'lost'), 0) AS lost
+          FROM sent WHERE fate <> 'reissued' GROUP BY grant_id) sent
     WHERE g.id = sent.grant_id
 ), reissued AS (
     INSERT INTO billing_creditgrant (wallet_id, source, reference, amount, remaining,
         written_off, repaid, priority, expires_at, reissue_of_id)
     SELECT %(wallet)s, 'reissue', %(idem)s || ':' || sent.id, amount, amount, 0, 0,
-           priority, clock_timestamp() + %(reissue_for)s, grant_id
-    FROM sent WHERE dead
+           priority,
+           CASE WHEN expired THEN clock_timestamp() + %(reissue_for)s ELSE expires_at END,
+           grant_id
+    FROM sent WHERE fate = 'reissued'
     RETURNING expires_at
 )
 SELECT {hold},
        (SELECT coalesce(sum(amount), 0) FROM sent)::bigint,
-       (SELECT least((SELECT min(expires_at) FROM sent WHERE NOT dead),
+       (SELECT coalesce(sum(amount), 0) FROM sent WHERE fate = 'lost')::bigint,
+       (SELECT least((SELECT min(expires_at) FROM sent WHERE fate = 'home'),
                      (SELECT min(expires_at) FROM reissued)))
 FROM h
 """
@@ -539,7 +604,7 @@ _SETTLE_SQL: Final = _SEND_HOME.format(
 # Most work succeeds at its full price, and then nothing goes home.
 _CAPTURE_ALL: Final = """
 UPDATE billing_hold h SET {change} WHERE id = %(hold)s AND {expected}
-RETURNING {hold}, 0, NULL
+RETURNING {hold}, 0, 0, NULL
 """
 _CAPTURE_ALL_SQL: Final = _CAPTURE_ALL.format(
     hold=_HOLD_COLUMNS, change=_CLOSE, expected=_STILL_OPEN
@@ -575,31 +640,50 @@ def capture(
 
 
 @_in_transaction
-def release(*, account_id: UUID, mode: str, reference: str) -> Hold:
+def release(
+    *, account_id: UUID, mode: str, reference: str, reissue_expired: bool = True
+) -> Hold:
     """Give back everything held under ``reference``.
 
+    What has expired meanwhile is issued again for a while, since it was in our hands; it
+    dies when ``reissue_expired`` is false: then the customer kept it held, not we.
     Raises UnknownHold, or AlreadySettled when it was captured.
     """
     wallet = lock_wallet(account_id=account_id, mode=mode)
     held = _hold_of(wallet, reference)
-    return _settle(wallet, held, state=Hold.State.RELEASED, captured=0)
+    return _settle(
+        wallet,
+        held,
+        state=Hold.State.RELEASED,
+        captured=0,
+        reissue_expired=reissue_expired,
+    )
 
 
-def _settle(wallet: Wallet, held: Hold, *, state: Hold.State, captured: int) -> Hold:
+def _settle(
+    wallet: Wallet,
+    held: Hold,
+    *,
+    state: Hold.State,
+    captured: int,
+    reissue_expired: bool = True,
+) -> Hold:
     if held.state != Hold.State.OPEN:
         if (held.state, held.captured) == (state, captured):
             return held
         raise AlreadySettled(f"{held.reference} is {held.state} ({held.captured})")
     back = held.amount - captured
-    settled, next_expiry_at = _send_home(
+    settled, lost, next_expiry_at = _send_home(
         _SETTLE_SQL if back else _CAPTURE_ALL_SQL,
         wallet=wallet,
         held=held,
         idem=f"fin:{held.reference}",
         back=back,
+        reissue_expired=reissue_expired,
         state=state,
         captured=captured,
     )
+    repaid = _repay(wallet.pk, min(wallet.debt, back - lost))
     is_capture = state == Hold.State.CAPTURED
     _move(
         wallet_id=wallet.pk,
@@ -609,7 +693,9 @@ def _settle(wallet: Wallet, held: Hold, *, state: Hold.State, captured: int) -> 
         entries={
             Entry.Book.HELD: -held.amount,
             Entry.Book.REVENUE: captured,
-            Entry.Book.AVAILABLE: back,
+            Entry.Book.EXPIRED: lost,
+            Entry.Book.DEBT: repaid,
+            Entry.Book.AVAILABLE: back - lost - repaid,
         },
         next_expiry_at=next_expiry_at,
     )
@@ -628,6 +714,7 @@ def refund(
 ) -> Hold:
     """Give back a captured charge, whole or in part, once per reference.
 
+    A debt is repaid out of it first.
     Raises UnknownHold, AlreadySettled when it is not captured or was refunded another
     amount, AmountTooLarge when more is asked than was captured.
     """
@@ -644,13 +731,15 @@ def refund(
         raise AmountTooLarge(
             f"{reference} captured {held.captured}, not {amount_millicredits}"
         )
-    refunded, next_expiry_at = _send_home(
+    refunded, _, next_expiry_at = _send_home(
         _REFUND_SQL,
         wallet=wallet,
         held=held,
         idem=f"refund:{reference}",
         back=amount_millicredits,
+        reissue_expired=True,
     )
+    repaid = _repay(wallet.pk, min(wallet.debt, amount_millicredits))
     _move(
         wallet_id=wallet.pk,
         kind=Transfer.Kind.REFUND,
@@ -658,7 +747,8 @@ def refund(
         reference=reference,
         entries={
             Entry.Book.REVENUE: -amount_millicredits,
-            Entry.Book.AVAILABLE: amount_millicredits,
+            Entry.Book.DEBT: repaid,
+            Entry.Book.AVAILABLE: amount_millicredits - repaid,
         },
         next_expiry_at=next_expiry_at,
         reverses_idem=f"fin:{reference}",
@@ -670,7 +760,8 @@ def refund(
 
 def _send_home(
     sql: str, *, wallet: Wallet, held: Hold, idem: str, back: int, **more: object
-) -> tuple[Hold, datetime | None]:
+) -> tuple[Hold, int, datetime | None]:
+    """Return the hold as it is now, what was lost, and when the first of it expires."""
     rows = _rows(
         sql,
         {
@@ -684,10 +775,10 @@ def _send_home(
     )
     if not rows:
         raise LedgerBroken(f"{held.reference} changed without its wallet's lock")
-    *values, sent, next_expiry_at = rows[0]
+    *values, sent, lost, next_expiry_at = rows[0]
     if sent != back:
         raise LedgerBroken(f"{held.reference} has {sent} in its slices, not {back}")
-    return Hold.from_db("default", _HOLD_FIELDS, values), next_expiry_at
+    return Hold.from_db("default", _HOLD_FIELDS, values), lost, next_expiry_at
 
 
 # --- Expiring -------------------------------------------------------------------------

@@ -233,7 +233,8 @@ class Wallet(models.Model):
     mode = models.CharField(max_length=4, choices=Mode)
     available = models.BigIntegerField(default=0)
     held = models.BigIntegerField(default=0)
-    #: Spent credits whose payment was taken back; the next grants repay it first.
+    #: Spent credits whose payment was taken back; what comes in repays it first, so
+    #: that nothing is available while anything is owed.
     debt = models.BigIntegerField(default=0)
     #: A wallet with a mark tops itself up to it when a hold needs more.
     refill_to = models.BigIntegerField(null=True, blank=True)
@@ -279,7 +280,7 @@ class CreditGrant(models.Model):
     remaining = models.BigIntegerField()
     #: Gone unspent: expired, or taken back with the payment behind it.
     written_off = models.BigIntegerField(default=0)
-    #: Went to the wallet's debt when the grant came in.
+    #: Went to the wallet's debt.
     repaid = models.BigIntegerField(default=0)
     #: Lower burns first.
     priority = models.SmallIntegerField(default=100)

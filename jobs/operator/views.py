@@ -273,7 +273,7 @@ class TakenBack(OperatorView):
         operation_id="operator_grants_take_back",
         summary="Undo a payment that went back",
         description="What is left of its credits goes; what was spent becomes a debt "
-        "that the next credits repay. Twice is once.",
+        "that other credits repay, now and later. Twice is once.",
         tags=["Operator API"],
         request=wire.TakeBack,
         responses={200: wire.GrantOut, **_refusals(400, 404, 415, 422)},

@@ -53,8 +53,8 @@ class Customer:
             **self.wallet, reference=reference, amount_millicredits=amount
         )
 
-    def release(self, reference: str) -> Hold:
-        return ledger.release(**self.wallet, reference=reference)
+    def release(self, reference: str, **details: Any) -> Hold:
+        return ledger.release(**self.wallet, reference=reference, **details)
 
     def refund(self, reference: str, credits: float) -> Hold:
         return ledger.refund(
@@ -63,6 +63,19 @@ class Customer:
             amount_millicredits=round(credits * 1000),
             actor="olga",
             reason="the video was black",
+        )
+
+    def buy(self, credits: float, payment_id: str, **details: Any) -> Any:
+        return ledger.purchase(
+            **self.wallet,
+            payment_id=payment_id,
+            amount_millicredits=round(credits * 1000),
+            **details,
+        )
+
+    def take_back(self, payment_id: str) -> None:
+        ledger.take_back(
+            **self.wallet, payment_id=payment_id, actor="olga", reason="chargeback"
         )
 
     @property
@@ -76,6 +89,10 @@ class Customer:
     @property
     def held(self) -> float:
         return self.balance.held_millicredits / 1000
+
+    @property
+    def debt(self) -> float:
+        return self.balance.debt_millicredits / 1000
 
     def statement(self, **page: Any) -> list[Movement]:
         return ledger.statement(**self.wallet, **page)

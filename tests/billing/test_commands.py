@@ -133,6 +133,11 @@ BROKEN = {
     "session_replication_role = replica; UPDATE billing_transfer "
     "SET available_after = 0 WHERE idem = 'hold:video-1'; "
     "SET LOCAL session_replication_role = origin",
+    "what the grants lost equals what expired, was repaid or taken back": "UPDATE "
+    "billing_creditgrant SET written_off = 1, amount = amount + 1 "
+    "WHERE reference = 'gift'",
+    "a wallet that owes has nothing to spend": "UPDATE billing_wallet SET debt = 1 "
+    "WHERE held = 10000",
     "a wallet knows of its next expiry": "UPDATE billing_creditgrant "
     "SET expires_at = now() WHERE reference = 'gift'",
 }

@@ -129,6 +129,50 @@ def test_one_payment_told_for_many_accounts_at_once_is_credited_once() -> None:
     assert ledger.check() == []
 
 
+def test_a_chargeback_among_cancels_leaves_nothing_to_spend() -> None:
+    bob = make_customer("bob")
+    for round_ in range(5):
+        bob.buy(100, f"pay_{round_}")
+        for number in range(20):
+            bob.hold(5, f"{round_}-{number}")
+
+        def act(number: int, round_: int = round_) -> str:
+            if number == 20:
+                bob.take_back(f"pay_{round_}")
+                return "taken back"
+            if number > 20:
+                return outcome(lambda: bob.hold(5, f"{round_}-{number}"))
+            bob.release(f"{round_}-{number}")
+            return "released"
+
+        results = Counter(in_threads(40, act))
+        assert bob.available == 0
+        assert bob.debt == bob.held == 5 * results["done"]
+        for account_id, mode, reference in list(ledger.open_holds()):
+            ledger.release(account_id=account_id, mode=mode, reference=reference)
+        assert (bob.available, bob.held, bob.debt) == (0, 0, 0)
+    assert ledger.check() == []
+
+
+def test_credits_kept_held_over_their_end_die_once_beside_the_housekeeper() -> None:
+    bob = make_customer("bob")
+    bob.grant(100, "promotion", expires_at=_in(3600))
+    for number in range(20):
+        bob.hold(4, f"video-{number}")
+    bob.let_die("promotion")
+
+    def act(number: int) -> None:
+        if number % 3:
+            ledger.expire_due()
+        bob.release(f"video-{number}", reissue_expired=False)
+
+    in_threads(20, act)
+    ledger.expire_due()  # it leaves a wallet that is in use for its next round
+    assert (bob.available, bob.held) == (0, 0)
+    assert sum(bob.grants().values()) == 0
+    assert ledger.check() == []
+
+
 class Rollback(Exception):
     """Thrown on purpose, to undo what a transaction did."""
 
@@ -148,7 +192,8 @@ class Chaos:
 
     def run(self) -> Counter[str]:
         moves = [self.grant, self.hold, self.hold, self.capture, self.release]
-        moves += [self.refund, self.expire, self.several]
+        moves += [self.refund, self.expire, self.several, self.purchase]
+        moves += [self.take_back]
         # On a busy machine time alone would leave too few moves to meet everything.
         while time.monotonic() < self.until or self.done.total() < MOVES_MIN:
             move = self.random.choice(moves)
@@ -195,10 +240,27 @@ class Chaos:
         self.someone().capture(self.reference(), part)
 
     def release(self) -> None:
-        self.someone().release(self.reference())
+        self.someone().release(
+            self.reference(), reissue_expired=self.random.random() < 0.5
+        )
 
     def refund(self) -> None:
         self.someone().refund(self.reference(), self.random.choice([0.5, 1, 2]))
+
+    def payment(self) -> tuple[Customer, str]:
+        number = self.random.randrange(len(self.customers) - 1)
+        return self.customers[number], f"pay-{number}-{self.random.randrange(100)}"
+
+    def purchase(self) -> None:
+        customer, payment_id = self.payment()
+        lives = self.random.choice([None, 0.05, 0.5])
+        expires_at = lives if lives is None else _in(lives)
+        customer.buy(9, payment_id, expires_at=expires_at)
+
+    def take_back(self) -> None:
+        customer, payment_id = self.payment()
+        if ledger.purchase_of(payment_id) is not None:
+            customer.take_back(payment_id)
 
     def expire(self) -> None:
         ledger.expire_due()
@@ -225,7 +287,15 @@ def test_twelve_threads_of_random_work_leave_the_books_whole(
         Counter[str](),
     )
     # every kind of move must really have happened, refused and rolled back too
-    for kind in ("grant", "hold", "capture", "release", "refund", "several"):
+    for kind in (
+        "grant",
+        "hold",
+        "capture",
+        "release",
+        "refund",
+        "several",
+        "take_back",
+    ):
         assert counts[kind] > 0, counts
     for refusal in (AlreadySettled, InsufficientCredits, UnknownHold, Rollback):
         assert counts[refusal.__name__] > 0, counts
