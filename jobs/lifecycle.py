@@ -21,7 +21,14 @@ from django.db.models.functions import Greatest, Now
 from billing import accounts, ledger
 from inference.catalogue import MODELS
 from inference.contracts import Artifact
-from inference.errors import ContentBlocked, RenderError
+from inference.errors import (
+    ContentBlocked,
+    Fault,
+    FetchFailed,
+    InputRejected,
+    ProviderError,
+    RenderError,
+)
 from jobs import bells, claims, routing, safety, slots, webhooks
 from jobs.claims import Claim
 from jobs.errors import InvalidRequest, ModelUnavailable, NotAcceptableNow, NotFound
@@ -148,7 +155,7 @@ def fail(claim: Claim, error: RenderError) -> None:
         )
         if not moved:
             raise Superseded
-        _give_back(job)
+        _give_back(job, reissue_expired=_is_our_failure(job, error))
         claims.close_attempt(
             claim, "failed", error_code=error.code, error_detail=str(error)
         )
@@ -169,7 +176,7 @@ def end(job_id: UUID, error: RenderError, *, fence: int | None = None) -> bool:
             pk=job_id, status__in=_ACTIVE, lease_until__isnull=True, **unclaimed
         ).update(**_closing(Status.FAILED), **_reasons(error))
         if moved:
-            _give_back(job)
+            _give_back(job, reissue_expired=_is_our_failure(job, error))
             _after_close(job, "job.failed")
     return bool(moved)
 
@@ -517,7 +524,7 @@ def confirm_canceled(claim: Claim) -> None:
         ).update(**_closing(Status.CANCELED), **_cancel_reasons(job))
         if not moved:
             raise Superseded
-        _give_back(job)
+        _give_back(job, reissue_expired=_is_canceled_by_us(job))
         claims.close_attempt(claim, "canceled")
         _after_close(job, "job.canceled")
 
@@ -526,7 +533,7 @@ def _close_canceled(row: Job) -> None:
     Job.objects.filter(pk=row.pk).update(
         **_closing(Status.CANCELED), **_cancel_reasons(row)
     )
-    _give_back(row)
+    _give_back(row, reissue_expired=_is_canceled_by_us(row))
     _after_close(row, "job.canceled")
 
 
@@ -604,8 +611,34 @@ def _cancel_reasons(job: Job) -> dict[str, Any]:
     }
 
 
-def _give_back(job: Job) -> None:
-    ledger.release(account_id=job.account_id, mode=job.mode, reference=str(job.id))
+def _give_back(job: Job, *, reissue_expired: bool) -> None:
+    ledger.release(
+        account_id=job.account_id,
+        mode=job.mode,
+        reference=str(job.id),
+        reissue_expired=reissue_expired,
+    )
+
+
+def _is_our_failure(job: Job, error: RenderError) -> bool:
+    """Say whether the customer could not have helped it.
+
+    Only then do credits that expired while the job held them live on: else a queue
+    filled with jobs that cannot succeed would keep any credits alive.
+    """
+    if isinstance(error, InputRejected | ContentBlocked):
+        return False
+    if isinstance(error, ProviderError):
+        return error.fault is not Fault.CUSTOMER
+    if isinstance(error, FetchFailed):
+        return job.step != Step.PREPARE
+    # Without a slot it waited for the account's own jobs, not for us.
+    return error.code != "queue_expired" or job.ready_at is not None
+
+
+def _is_canceled_by_us(job: Job) -> bool:
+    noted = JobNote.objects.filter(job_id=job.pk, kind="cancel")
+    return noted.exclude(actor="").exists()
 
 
 def _after_close(job: Job, event: str) -> None:

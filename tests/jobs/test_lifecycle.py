@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
 import pytest
 from django.db import DatabaseError, transaction
 
 from billing import ledger
 from billing.models import Account
 from inference.contracts import Artifact
-from inference.errors import EngineFailed, InputRejected, OutageError
+from inference.errors import (
+    ContentBlocked,
+    EngineFailed,
+    Fault,
+    FetchFailed,
+    InputRejected,
+    OutageError,
+    ProviderError,
+    RenderError,
+)
 from jobs import claims, intake, lifecycle, slots
 from jobs.claims import Claim
 from jobs.errors import InsufficientCredits, NotAcceptableNow
 from jobs.models import Attempt, Job, JobUpload
 from jobs.states import Status, Step
+from tests.billing.factories import Customer
 from tests.factories import credential, make_account, make_job, make_request
 
 pytestmark = pytest.mark.django_db
@@ -181,6 +194,74 @@ def test_running_jobs_may_be_canceled_only_so_often(alice: Account) -> None:
                 lifecycle.cancel(job)
         else:
             lifecycle.cancel(job)
+
+
+def cancel_running(job: Job, **who: str) -> None:
+    work = prepared(job)
+    lifecycle.cancel(job, **who)
+    lifecycle.confirm_canceled(work)
+
+
+def fail_preparing(error: RenderError) -> Callable[[Job], object]:
+    return lambda job: lifecycle.fail(claim("media"), error)
+
+
+def fail_making(error: RenderError) -> Callable[[Job], object]:
+    return lambda job: lifecycle.fail(prepared(job), error)
+
+
+def wait_too_long(job: Job, *, with_slot: bool = True) -> None:
+    if not with_slot:
+        Job.objects.filter(pk=job.pk).update(ready_at=None)
+    lifecycle.end(job.pk, RenderError("waited", code="queue_expired"))
+
+
+OWN_DOING: dict[str, Callable[[Job], object]] = {
+    "canceled while it waited": lifecycle.cancel,
+    "canceled while it ran": cancel_running,
+    "a picture nobody can use": fail_preparing(InputRejected("a GIF", field="image")),
+    "an address that does not answer": fail_preparing(FetchFailed("404")),
+    "refused by the safety rules": fail_making(ContentBlocked("no")),
+    "refused by the provider": fail_making(ProviderError("no", fault=Fault.CUSTOMER)),
+    "waited behind the account's own jobs": lambda job: wait_too_long(
+        job, with_slot=False
+    ),
+}
+OUR_FAILURE: dict[str, Callable[[Job], object]] = {
+    "the engine broke": fail_making(EngineFailed("no")),
+    "the provider broke": fail_making(ProviderError("no", fault=Fault.HEALTH)),
+    "its file did not come": fail_making(FetchFailed("503")),
+    "nobody took it": wait_too_long,
+    "an operator canceled it": lambda job: lifecycle.cancel(job, actor="olga"),
+    "an operator canceled it as it ran": lambda job: cancel_running(job, actor="olga"),
+}
+
+
+def end_after_its_credits_died(end: Callable[[Job], object]) -> Customer:
+    bob = Customer(make_account("bob"))
+    bob.grant(1, "promotion", expires_at=datetime.now(UTC) + timedelta(days=1))
+    job = make_job(bob.account)
+    bob.let_die("promotion")
+    end(job)
+    job.refresh_from_db()
+    assert job.status in (Status.FAILED, Status.CANCELED)
+    assert bob.held == 0
+    assert ledger.check(account_id=bob.id) == []
+    return bob
+
+
+@pytest.mark.parametrize("how", OWN_DOING)
+def test_nobody_keeps_credits_alive_by_jobs_that_end_by_their_own_doing(
+    how: str,
+) -> None:
+    assert end_after_its_credits_died(OWN_DOING[how]).available == 0
+
+
+@pytest.mark.parametrize("how", OUR_FAILURE)
+def test_credits_that_died_in_our_hands_live_a_week_more(how: str) -> None:
+    bob = end_after_its_credits_died(OUR_FAILURE[how])
+    assert bob.available == 1
+    assert bob.balance.next_expiry is not None
 
 
 def test_an_ended_job_cannot_be_canceled_or_changed(alice: Account) -> None:
