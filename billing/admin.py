@@ -354,6 +354,14 @@ class PriceRowAdmin(NoDelete, ReasonedAdmin):
             "what was accepted before keeps its price.",
             messages.SUCCESS,
         )
+        published[0].refresh_from_db(fields=["effective_from"])
+        if (later := prices.superseding(published[0])) is not None:
+            self.message_user(
+                request,
+                f"Version {later.version} replaces it on "
+                f"{later.effective_from:%Y-%m-%d %H:%M} UTC and knows nothing of it.",
+                messages.WARNING,
+            )
 
 
 @admin.register(Wallet)

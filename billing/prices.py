@@ -1,7 +1,7 @@
 """What something costs: `quote` is pure given its rows; the rest finds the rows.
 
-The price book is append-only. For each model and operation those rows count that have
-the highest version whose time has come; the version is stored with what was charged.
+The price book is append-only. For each model and operation the version counts whose time
+came last (of two that start together, the higher); it is stored with what was charged.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
 from math import ceil
@@ -181,15 +181,27 @@ def _current_book() -> Book:
 
 
 def _read_book() -> Book:
-    newest: dict[tuple[str, str], int] = {}
-    rows: dict[tuple[str, str], list[Price]] = defaultdict(list)
-    for row in PriceRow.objects.filter(effective_from__lte=Now()).order_by(
-        "-version", "pk"
-    ):
-        key = (row.model, row.operation)
-        if newest.setdefault(key, row.version) == row.version:
-            rows[key].append(as_price(row))
-    return rows
+    begun = PriceRow.objects.filter(effective_from__lte=Now())
+    return {key: list(map(as_price, rows)) for key, rows in _latest(begun).items()}
+
+
+def _latest(rows: Iterable[PriceRow]) -> dict[tuple[str, str], list[PriceRow]]:
+    """Return of each model and operation the rows of the version that starts last.
+
+    A version starts with its first row: an update may put rows beside those of old.
+    """
+    versions: dict[tuple[str, str], dict[int, list[PriceRow]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    for row in sorted(rows, key=lambda row: row.pk):
+        versions[row.model, row.operation][row.version].append(row)
+    return {
+        key: max(
+            of_key.values(),
+            key=lambda rows: (min(row.effective_from for row in rows), rows[0].version),
+        )
+        for key, of_key in versions.items()
+    }
 
 
 def as_price(row: PriceRow) -> Price:
@@ -214,16 +226,16 @@ def publish(
 ) -> list[PriceRow]:
     """Write the rows as the next version of their model and operation.
 
-    They replace all rows of the version before; ``version`` of the given rows is not
-    used. Versions count over the whole book, so a number alone says what was charged.
+    They replace all rows of the version before, from ``effective_from`` on; a time that
+    has passed means now. ``version`` of the given rows is not used. Versions count over
+    the whole book, so a number alone says what was charged.
     """
     if len({(row.model, row.operation) for row in rows}) != 1:
         raise BadRequest("rows", "must price one model and one operation")
-    with connection.cursor() as cursor:
-        # Two operators at once must not write the same version.
-        cursor.execute("LOCK TABLE billing_pricerow IN SHARE ROW EXCLUSIVE MODE")
+    _lock_book()
     latest: int = PriceRow.objects.aggregate(latest=Max("version"))["latest"] or 0
-    start = {} if effective_from is None else {"effective_from": effective_from}
+    is_later = effective_from is not None and effective_from > datetime.now(UTC)
+    start = {"effective_from": effective_from} if is_later else {}
     published = [
         PriceRow(**{**_fields(row), "version": latest + 1, **start}) for row in rows
     ]
@@ -232,28 +244,56 @@ def publish(
     return published
 
 
+def _lock_book() -> None:
+    # Two operators at once must not write the same version, nor lose each other's change.
+    with connection.cursor() as cursor:
+        cursor.execute("LOCK TABLE billing_pricerow IN SHARE ROW EXCLUSIVE MODE")
+
+
+@transaction.atomic
 def add(row: Price, *, effective_from: datetime | None = None) -> list[PriceRow]:
     """Publish a new version that has ``row`` beside what counts today."""
-    forget()
-    beside = _current_book().get((row.model, row.operation), ())
+    _lock_book()
+    beside = _read_book().get((row.model, row.operation), ())
     return publish([*beside, row], effective_from=effective_from)
 
 
+@transaction.atomic
 def reprice(row: PriceRow, **changes: Any) -> list[PriceRow]:
-    """Publish a new version in which only ``row`` differs, by ``changes``."""
+    """Publish a new version in which only the case of ``row`` differs, by ``changes``.
+
+    The rest is as it counts today, however old ``row`` is; beside a row whose time is
+    still to come, as its own version has it.
+    """
     effective_from = changes.pop("effective_from", None)
-    siblings = PriceRow.objects.filter(
-        model=row.model, operation=row.operation, version=row.version
-    ).order_by("pk")
-    return publish(
-        [
-            replace(as_price(sibling), **changes)
-            if sibling.pk == row.pk
-            else as_price(sibling)
-            for sibling in siblings
-        ],
-        effective_from=effective_from,
+    _lock_book()
+    siblings = PriceRow.objects.filter(model=row.model, operation=row.operation)
+    if row.effective_from > datetime.now(UTC):
+        siblings = siblings.filter(version=row.version)
+    else:
+        siblings = siblings.filter(effective_from__lte=Now())
+    [today] = _latest(siblings).values()
+    kept = [as_price(sibling) for sibling in today if not _same_case(sibling, row)]
+    at = next((n for n, one in enumerate(today) if _same_case(one, row)), len(kept))
+    before = as_price(today[at] if at < len(today) else row)
+    kept.insert(at, replace(before, **changes))
+    return publish(kept, effective_from=effective_from)
+
+
+def _same_case(one: PriceRow, other: PriceRow) -> bool:
+    return _case(one) == _case(other)
+
+
+def _case(row: PriceRow) -> tuple[object, ...]:
+    return (row.resolution, row.seconds, row.options, row.is_surcharge)
+
+
+def superseding(row: PriceRow) -> PriceRow | None:
+    """Return a row of the next version that will count after this one, if any is set."""
+    later = PriceRow.objects.filter(
+        model=row.model, operation=row.operation, effective_from__gt=row.effective_from
     )
+    return later.order_by("effective_from", "-version").first()
 
 
 def _fields(row: Price) -> dict[str, Any]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
 import pytest
+from django.db import connection
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -171,6 +175,61 @@ def test_a_price_takes_effect_on_its_day() -> None:
     prices.reprice(row, amount_millicredits=99_000, effective_from=tomorrow)
     prices.forget()
     assert credits(Usage("wan2.1-i2v", resolution="480p", frames=81)) == 20
+
+
+@pytest.mark.django_db
+def test_a_price_set_for_a_day_comes_though_others_were_published_since() -> None:
+    usage = Usage("wan2.1-i2v", resolution="480p", frames=81)
+    row = PriceRow.objects.get(model="wan2.1-i2v", resolution="480p")
+    soon = datetime.now(UTC) + timedelta(milliseconds=400)
+    prices.reprice(row, amount_millicredits=99_000, effective_from=soon)
+    prices.reprice(row, amount_millicredits=21_000)
+    prices.forget()
+    assert credits(usage) == 21
+    while datetime.now(UTC) < soon + timedelta(milliseconds=20):
+        time.sleep(0.05)
+    prices.forget()
+    assert credits(usage) == 99
+
+
+@pytest.mark.django_db
+def test_a_price_set_for_a_day_that_has_passed_counts_from_now() -> None:
+    row = PriceRow.objects.get(model="wan2.1-i2v", resolution="480p")
+    long_ago = datetime.now(UTC) - timedelta(days=365)
+    prices.reprice(row, amount_millicredits=21_000, effective_from=long_ago)
+    prices.forget()
+    assert credits(Usage("wan2.1-i2v", resolution="480p", frames=81)) == 21
+
+
+@pytest.mark.django_db
+def test_repricing_a_row_of_an_old_version_brings_no_old_price_back() -> None:
+    small = PriceRow.objects.get(model="wan2.1-i2v", resolution="480p")
+    large = PriceRow.objects.get(model="wan2.1-i2v", resolution="720p")
+    prices.reprice(small, amount_millicredits=25_000)
+    prices.reprice(large, amount_millicredits=45_000)  # opened before the other's save
+    prices.forget()
+    assert credits(Usage("wan2.1-i2v", resolution="480p", frames=81)) == 25
+    assert credits(Usage("wan2.1-i2v", resolution="720p", frames=81)) == 45
+
+
+@pytest.mark.django_db(transaction=True)
+def test_operators_who_reprice_at_once_lose_no_change() -> None:
+    rows = list(PriceRow.objects.filter(model="akool-i2v", operation="video"))
+    start = threading.Barrier(len(rows))
+
+    def reprice(row: PriceRow) -> None:
+        try:
+            start.wait(20)
+            prices.reprice(row, amount_millicredits=row.amount_millicredits + 7000)
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(len(rows)) as pool:
+        list(pool.map(reprice, rows))
+    for row in rows:
+        usage = Usage("akool-i2v", resolution=row.resolution, seconds=row.seconds or 0)
+        prices.forget()
+        assert credits(usage) * 1000 == row.amount_millicredits + 7000
 
 
 @pytest.mark.django_db
