@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, ip_address, ip_network
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -116,8 +116,11 @@ def _place_of(address: str) -> str:
         caller = ip_address(address)
     except ValueError:
         return "unknown"
-    if caller.version == 4:
+    if isinstance(caller, IPv4Address):
         return str(caller)
+    # As a socket for both names an IPv4 caller; all of them are in one /64.
+    if caller.ipv4_mapped is not None:
+        return str(caller.ipv4_mapped)
     return str(ip_network(f"{caller}/64", strict=False))
 
 

@@ -113,6 +113,16 @@ def test_an_address_that_guesses_keys_is_slowed(redis_url: str) -> None:
     assert answers.count(False) >= 3
 
 
+def test_a_guesser_does_not_slow_others_whose_addresses_come_mapped(
+    redis_url: str,
+) -> None:
+    now = time.time_ns()
+    mine, other = (f"::ffff:10.{now % 250}.{now // 250 % 250}.{n}" for n in (1, 2))
+    while throttles.take_for_bad_key(mine).allowed:
+        pass
+    assert throttles.take_for_bad_key(other).allowed
+
+
 class TestWithoutRedis:
     @pytest.fixture(autouse=True)
     def nobody_listens(self, settings: Any) -> None:
