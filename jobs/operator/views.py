@@ -243,8 +243,10 @@ class Grants(OperatorView):
     def post(self, request: Request, account_id: UUID) -> Response:
         asked = _read(wire.NewGrant, request.data)
         account = accounts.get_account(account_id)
-        is_new = ledger.purchase_of(asked["payment_id"]) is None
         with transaction.atomic():
+            # Asked under the lock, so that of two at once one is the first.
+            ledger.lock_wallet(account_id=account_id, mode=asked["mode"])
+            is_new = ledger.purchase_of(asked["payment_id"]) is None
             ledger.purchase(
                 account_id=account_id,
                 mode=asked["mode"],
@@ -281,11 +283,13 @@ class TakenBack(OperatorView):
     def post(self, request: Request, account_id: UUID, payment_id: str) -> Response:
         asked = _read(wire.TakeBack, request.data)
         account = accounts.get_account(account_id)
-        paid = _paid(account_id, payment_id)
+        mode = _paid(account_id, payment_id).grant.wallet.mode
         with transaction.atomic():
+            ledger.lock_wallet(account_id=account_id, mode=mode)
+            paid = _paid(account_id, payment_id)
             ledger.take_back(
                 account_id=account_id,
-                mode=paid.grant.wallet.mode,
+                mode=mode,
                 payment_id=payment_id,
                 actor=_actor(request)[:200],
                 reason=asked["reason"],
