@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import date, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -78,8 +78,19 @@ class StatementForm(forms.Form):
         self.fields["start"].initial = today.replace(day=1)
         self.fields["end"].initial = today
 
+    def clean(self) -> dict[str, Any]:
+        asked = super().clean() or self.cleaned_data
+        start, end = asked.get("start"), asked.get("end")
+        if start and end and start > end:
+            self.add_error("end", "Must not be before the first day.")
+        if end == date.max:
+            self.add_error("end", "Is too late.")
+        return asked
+
 
 def _grant(account: Account, deed: Deed) -> str:
+    if account.deleted_at is not None:
+        raise Refused("The account was deleted.")
     values = deed.values
     amount = int(values["credits"] * 1000)
     days = values["days"]

@@ -247,6 +247,8 @@ class Grants(OperatorView):
             # Asked under the lock, so that of two at once one is the first.
             ledger.lock_wallet(account_id=account_id, mode=asked["mode"])
             is_new = ledger.purchase_of(asked["payment_id"]) is None
+            if is_new and account.deleted_at is not None:
+                raise Unacceptable({"account_id": ["The account was deleted."]})
             ledger.purchase(
                 account_id=account_id,
                 mode=asked["mode"],

@@ -693,6 +693,18 @@ def test_a_statement_runs_no_formula(olga: Client, alice: Account) -> None:
     assert rows[1]["reason"].startswith("'+cmd")
 
 
+@pytest.mark.parametrize(
+    ("start", "end"), [("2030-01-02", "2030-01-01"), ("2030-01-01", "9999-12-31")]
+)
+def test_a_statement_of_no_period_is_asked_for_again(
+    olga: Client, alice: Account, start: str, end: str
+) -> None:
+    url = f"/admin/billing/account/{alice.pk}/statement/"
+    answer = olga.get(url, {"mode": "live", "start": start, "end": end})
+    assert answer.status_code == 200
+    assert answer["Content-Type"].startswith("text/html")
+
+
 def test_an_effects_new_words_are_a_new_version(olga: Client) -> None:
     effects.install()
     effect = Effect.objects.first()

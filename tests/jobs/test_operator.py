@@ -16,7 +16,7 @@ from django.contrib.auth import get_user_model
 from django.db import connection
 from django.test import Client
 
-from billing import keys, ledger, operator_keys, prices
+from billing import accounts, keys, ledger, operator_keys, prices
 from billing.errors import InvalidKey
 from billing.models import Account, OperatorKey, Transfer
 from jobs import routing
@@ -218,6 +218,16 @@ def test_a_payment_of_another_amount_or_account_is_refused(shop: Shop) -> None:
     refused(other, 409)
     balance = ledger.balance(account_id=bob.pk, mode="live")
     assert balance.available_millicredits == 0
+
+
+def test_a_deleted_account_gets_no_new_credits(shop: Shop) -> None:
+    alice = make_account("alice")
+    grants = f"accounts/{alice.pk}/grants"
+    shop.post(grants, payment_id="pay_1", credits=10)
+    accounts.anonymise(alice.pk)
+    refused(shop.post(grants, payment_id="pay_2", credits=10), 422, "account_id")
+    assert shop.post(grants, payment_id="pay_1", credits=10).status_code == 200
+    assert shop.post(f"{grants}/pay_1/take-back").status_code == 200
 
 
 def test_a_payment_that_went_back_becomes_debt_where_it_was_spent(shop: Shop) -> None:
