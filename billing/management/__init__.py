@@ -1,4 +1,4 @@
-"""What the management commands share: reading credits from the command line."""
+"""What the management commands share: reading credits and days."""
 
 from __future__ import annotations
 
@@ -17,3 +17,11 @@ def credits_argument(text: str) -> Decimal:
     if credits * 1000 % 1:
         raise ArgumentTypeError("credits have at most three decimals")
     return credits
+
+
+def days_argument(text: str) -> int:
+    """Read for how many days credits live: at least one, at most ten years."""
+    is_number = text.isascii() and text.isdigit() and len(text) <= 4
+    if not is_number or not 1 <= int(text) <= 3650:
+        raise ArgumentTypeError(f"{text!r} is not from 1 to 3650 days")
+    return int(text)

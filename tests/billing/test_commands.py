@@ -79,6 +79,13 @@ def test_grant_needs_one_account(bob: Customer) -> None:
     assert bob.balance.next_expiry is not None
 
 
+@pytest.mark.parametrize("days", ["0", "-1", "1.5", "99999", "0000000000001000000"])
+def test_grant_needs_a_lifetime_that_can_be(bob: Customer, days: str) -> None:
+    with pytest.raises(CommandError, match="3650 days"):
+        run("grant", "bob", "1", f"--days={days}")
+    assert bob.available == 0
+
+
 def test_check_ledger_says_when_the_books_add_up(alice: Customer) -> None:
     assert run("check_ledger") == ["the books add up"]
 

@@ -12,7 +12,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from billing import accounts, ledger
 from billing.errors import BillingError
-from billing.management import credits_argument
+from billing.management import credits_argument, days_argument
 from billing.models import CreditGrant, Mode
 
 
@@ -24,7 +24,9 @@ class Command(BaseCommand):
         parser.add_argument("credits", type=credits_argument)
         parser.add_argument("--mode", choices=Mode.values, default=Mode.LIVE.value)
         parser.add_argument("--reference", help="for example a payment's id")
-        parser.add_argument("--days", type=int, help="until the credits expire")
+        parser.add_argument(
+            "--days", type=days_argument, help="until the credits expire"
+        )
         parser.add_argument("--reason", default="")
         parser.add_argument(
             "--source",
