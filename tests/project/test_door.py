@@ -82,9 +82,22 @@ def test_a_caller_cannot_set_the_mark() -> None:
         (b"application/json; charset=bz2_codec", b"application/json", True),
         (b'application/json; charset="UTF-8"', b"application/json", False),
         (b"multipart/form-data; boundary=x", b"multipart/form-data; boundary=x", False),
+        (b"application/json; a*=foo''x", b"application/json", True),
+        (b"application/json; charset*=utf-8''utf-7", b"application/json", True),
+        (b"application/json; charset*0*=utf-8''utf-7", b"application/json", True),
+        (b"application/json; charset\xa0=utf-7", b"application/json", True),
+        (b"application/json; v=1; q=2", b"application/json", False),
+        (
+            b"multipart/form-data; boundary=x; charset*=utf-8''bz2_codec",
+            b"multipart/form-data; boundary=x",
+            True,
+        ),
+        (b'text/plain; a="' + b";" * 100_000, b"text/plain", True),
     ],
 )
-def test_only_utf8_goes_through(sent: bytes, kept: bytes, is_marked: bool) -> None:
+def test_only_utf8_and_the_boundary_go_through(
+    sent: bytes, kept: bytes, is_marked: bool
+) -> None:
     inside, _ = knock([b"x"], [(b"content-type", sent)])
     assert inside.headers[b"content-type"] == kept
     assert (inside.headers.get(b"zoetrope-body") == b"charset") is is_marked
