@@ -341,7 +341,7 @@ class Egress:
                 with self._exchange("GET", target, sent, clock, None) as response:
                     headers = _headers(response)
                     if response.status in {301, 302, 303, 307, 308}:
-                        url = urljoin(str(target), headers.get("location", ""))
+                        url = _redirected(target, headers.get("location", ""))
                         continue
                     _check_answer(response.status, headers, max_bytes)
                     yield from _capped(response, clock, max_bytes)
@@ -532,6 +532,13 @@ def _safe(headers: Mapping[str, str]) -> dict[str, str]:
         if not re.fullmatch(r"[A-Za-z0-9-]+", name) or re.search(r"[\r\n\0]", value):
             raise ValueError(f"header {name!r} is malformed")
     return {name.lower(): value for name, value in headers.items()}
+
+
+def _redirected(target: Target, location: str) -> str:
+    try:
+        return urljoin(str(target), location)
+    except ValueError as error:  # such as a bracket that nothing closes
+        raise _RefusedError("The URL redirects to a malformed one.") from error
 
 
 def _check_answer(status: int, headers: Mapping[str, str], max_bytes: int) -> None:

@@ -537,6 +537,10 @@ def test_up_to_three_redirects_are_followed(server, out):
         "http://user@example.com/",
         "http://metadata.google.internal/",
         "//169.254.169.254/latest",
+        "http://[",
+        "//[::1",
+        "http://[::1]x/",
+        "http://example.com:99999/",
     ],
 )
 def test_a_redirect_to_anything_inside_is_refused(server, out, location):
