@@ -6,9 +6,8 @@ are unknown are refused, never ignored.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, cast, get_args
 
 from inference.contracts import AudioMode, Lora
@@ -428,11 +427,12 @@ def _time(name: str, query: Mapping[str, str]) -> datetime | None:
     try:
         # A plus sign in a query string arrives as a blank.
         moment = datetime.fromisoformat(text.replace(" ", "+"))
-    except ValueError as error:
+        if moment.tzinfo is None:
+            raise InvalidRequest(name, "Must say its time zone.")
+        # Postgres takes no zone as far from UTC as Python does.
+        return moment.astimezone(UTC)
+    except (ValueError, OverflowError) as error:
         raise InvalidRequest(name, "Must be an ISO 8601 time.") from error
-    if moment.tzinfo is None:
-        raise InvalidRequest(name, "Must say its time zone.")
-    return moment
 
 
 def _ask(wire: WireRequest, _: ModelLookup) -> Ask:

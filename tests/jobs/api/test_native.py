@@ -258,6 +258,20 @@ def test_jobs_are_listed_by_pages_and_filters(api: Api) -> None:
     assert api.get("/v1/jobs?account_id=1").status_code == 422
 
 
+@pytest.mark.parametrize("name", ["created_after", "created_before"])
+def test_jobs_are_listed_by_time_in_any_zone(api: Api, name: str) -> None:
+    create(api)
+    found = {"created_after": 0, "created_before": 1}[name]
+    for zone in ("Z", "%2B20:00", "-23:59", "%2B23:59:59"):
+        answer = api.get(f"/v1/jobs?{name}=2200-01-01T00:00:00{zone}")
+        assert answer.status_code == 200, answer.content
+        assert len(answer.json()["data"]) == found
+    for time in ("0001-01-01T00:00:00%2B20:00", "9999-12-31T23:59:59-20:00", "soon"):
+        answer = api.get(f"/v1/jobs?{name}={time}")
+        assert answer.status_code == 422, answer.content
+        assert answer.json()["errors"][0]["field"] == name
+
+
 def test_a_canceled_job_gives_its_credits_back(api: Api) -> None:
     job = create(api).json()["id"]
     answer = api.post(f"/v1/jobs/{job}/cancel").json()
