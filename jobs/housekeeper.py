@@ -197,14 +197,7 @@ def end_overdue() -> None:
         idle.filter(status=Status.RUNNING, end_by__lt=Now()).exclude(
             step=Step.RECONCILE
         ),
-        lambda job: lifecycle.expire(
-            job,
-            RenderError(
-                "ran past its deadline",
-                code="deadline_exceeded",
-                public="Making the video took too long.",
-            ),
-        ),
+        lambda job: lifecycle.expire(job, lifecycle.deadline_exceeded()),
     )
     _each(
         idle.filter(

@@ -6,6 +6,7 @@ import re
 
 from django.urls import URLPattern, path, re_path
 
+from jobs import segments
 from jobs.api import docs
 from jobs.api.callbacks import callback
 from jobs.api.files import permanent
@@ -13,12 +14,13 @@ from jobs.api.views import Endpoint, unknown
 from jobs.dialects import DIALECTS, load_dialect
 from jobs.dialects.base import Route
 
+segments.register()
 _PARAM = re.compile(r"\{(\w+)\}")
 
 
 def _converter(found: re.Match[str]) -> str:
     # Some vendors' model names hold a slash; ids never do.
-    kind = "path" if found[1] == "name" else "str"
+    kind = "segments" if found[1] == "name" else "segment"
     return f"<{kind}:{found[1]}>"
 
 

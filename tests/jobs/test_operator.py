@@ -95,6 +95,12 @@ def test_every_bad_key_gets_the_same_answer(shop: Shop, header: str) -> None:
     assert answer["WWW-Authenticate"] == "Bearer"
 
 
+def test_nul_in_a_path_is_a_path_nobody_serves(shop: Shop) -> None:
+    account = make_account("alice").pk
+    refused(shop.call("DELETE", f"accounts/{account}/keys/%00"), 404)
+    refused(shop.post(f"accounts/{account}/grants/a%00b/take-back"), 404)
+
+
 def test_a_customers_key_is_no_operator_key(shop: Shop) -> None:
     _, key = keys.mint(make_account("alice"), "live")
     answer = Client().get(

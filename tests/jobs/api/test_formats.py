@@ -177,6 +177,13 @@ def test_somebody_elses_job_looks_like_an_unknown_one(
 
 
 @every_format
+def test_an_id_with_nul_is_unknown(caller: Caller, form: Format) -> None:
+    answer = caller.get(form.status.format("a%00b"))
+    assert answer.status_code in (404, 422 if "?" in form.status else 404, 400)
+    assert form.is_refusal(answer.json())
+
+
+@every_format
 def test_a_job_shows_in_its_own_format_and_natively_only(
     caller: Caller, form: Format
 ) -> None:

@@ -375,3 +375,21 @@ def test_the_ledger_shows_each_movement(api: Api) -> None:
     create(api)
     kinds = [row["kind"] for row in api.get("/v1/ledger").json()["data"]]
     assert kinds[:2] == ["hold", "grant"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/jobs/a%00b"),
+        ("DELETE", "/v1/keys/%00"),
+        ("GET", "/v1/models/a/%00"),
+        ("DELETE", "/v1/webhooks/%00"),
+        ("POST", "/v1/webhooks/deliveries/%00/replay"),
+    ],
+)
+def test_nul_in_a_path_is_a_path_nobody_serves(
+    api: Api, method: str, path: str
+) -> None:
+    answer = api.client.generic(method, path, headers=api.headers)
+    assert answer.status_code == 404
+    assert answer.json()["status"] == 404
