@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import structlog
 from asgiref.sync import sync_to_async
 from django.core.handlers.asgi import ASGIRequest
-from django.db import InterfaceError, OperationalError
+from django.db import DataError, InterfaceError, OperationalError
 from django.http import (
     HttpResponse,
     HttpResponseBase,
@@ -36,6 +36,7 @@ from jobs.errors import (
     ApiError,
     Forbidden,
     InternalError,
+    MalformedBody,
     MethodNotAllowed,
     RateLimited,
     RouteNotFound,
@@ -81,6 +82,11 @@ class Endpoint:
                 # may be repeated.
                 log.error("database_unavailable", error=str(error))
                 answer = _refusal(dialect, ServiceUnavailable(), wire)
+            except DataError as error:
+                # A value that no check of ours knew; nothing was committed.
+                log.error("database_refused_a_value", error=str(error))
+                cause = MalformedBody("A value of this request cannot be kept.")
+                answer = _refusal(dialect, cause, wire)
             entry.status = answer.status_code
         return answer
 

@@ -12,7 +12,7 @@ from typing import Any, cast, get_args
 
 from inference.contracts import AudioMode, Lora
 from inference.geometry import Size
-from jobs import pictures
+from jobs import pictures, strict_json
 from jobs.dialects import base, fields
 from jobs.dialects.base import (
     AddAudio,
@@ -227,10 +227,7 @@ def _structure(name: str, body: Mapping[str, Any]) -> Any:
     """Return an object or list; forms carry them as JSON text."""
     value = body.get(name)
     if isinstance(value, str) and value[:1] in ("{", "["):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise InvalidRequest(name, "Must be valid JSON.") from error
+        return strict_json.parse(value, where=name)
     return value
 
 

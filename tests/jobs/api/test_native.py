@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
+from django.db import DataError
 from django.test import Client
 
 from billing.models import Account
@@ -181,15 +182,62 @@ def test_what_a_model_cannot_do_is_refused_naming_those_that_can(api: Api) -> No
         b"[" * 200_000,
         b'{"a":' * 100_000,
         b"{",
-        b'{"seed": NaN}',
-        b'{"seed": ' + b"9" * 100_000 + b"}",
-        b'{"seconds": 1e999}',
+        b"NaN",
         b"\xff\xfe",
     ],
 )
 def test_broken_json_is_refused(api: Api, body: bytes) -> None:
     response = api.post("/v1/jobs", body)
     assert response.status_code == 400, response.content[:300]
+    assert response.json()["code"] == "malformed_body"
+
+
+@pytest.mark.parametrize(
+    ("field", "body"),
+    [
+        ("seed", b'{"seed": NaN}'),
+        ("seed", b'{"seed": ' + b"9" * 100_000 + b"}"),
+        ("seconds", b'{"seconds": 1e999}'),
+        ("seconds", b'{"seconds": 1.' + b"1" * 100_000 + b"}"),
+        ("audio.volume", b'{"audio": {"volume": -Infinity}}'),
+        ("loras[1].scale", b'{"loras": [{}, {"scale": NaN}]}'),
+    ],
+)
+def test_numbers_nobody_can_hold_are_refused_naming_the_field(
+    api: Api, field: str, body: bytes
+) -> None:
+    response = api.post("/v1/jobs", body)
+    assert response.status_code == 422, response.content[:300]
+    assert response.json()["errors"][0]["field"] == field
+
+
+@pytest.mark.parametrize("text", ["a\\u0000b", "\\ud800"])
+@pytest.mark.parametrize("name", ["metadata", "loras", "audio", "webhook"])
+def test_json_inside_a_text_is_held_to_the_same_rules(
+    api: Api, name: str, text: str
+) -> None:
+    inside = f'{{"a": "{text}"}}'
+    for answer in (
+        create(api, **{name: inside}),
+        api.client.post(
+            "/v1/jobs",
+            {"image": SimpleUploadedFile("a.png", png()), name: inside},
+            headers=api.headers,
+        ),
+    ):
+        assert answer.status_code == 422, answer.content
+        assert answer.json()["errors"][0]["field"] == f"{name}.a"
+
+
+def test_what_the_database_cannot_hold_is_the_callers_mistake(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stumble(*_: Any, **__: Any) -> None:
+        raise DataError("such a value cannot be")
+
+    monkeypatch.setattr("jobs.intake.submit", stumble)
+    response = create(api)
+    assert response.status_code == 400
     assert response.json()["code"] == "malformed_body"
 
 
