@@ -3,14 +3,15 @@
 The answer is stored in the transaction that creates the job, so a key either has a
 committed answer or none. The same key and body gets that answer again; another body is
 refused; a repetition while the first still runs is told so. Refusals are not stored:
-they created nothing and may be tried again.
+they created nothing and may be tried again. Secrets are not stored either: a repetition
+learns what was made, and null in their place.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -33,10 +34,12 @@ def once(
     key: str | None,
     wire: WireRequest,
     create: Callable[[], WireResponse],
+    shown_once: Sequence[str] = (),
 ) -> WireResponse:
     """Return the answer of ``create``, run at most once per key for 24 hours.
 
-    ``create`` runs inside the transaction that stores its answer.
+    ``create`` runs inside the transaction that stores its answer, all but the fields
+    that are ``shown_once``.
     """
     if key is None:
         return create()
@@ -51,7 +54,9 @@ def once(
             return _replay(IdempotencyRecord.objects.get(**owner), fingerprint)
         answer = create()
         IdempotencyRecord.objects.filter(**owner).update(
-            status=answer.status, body=answer.body, headers=dict(answer.headers)
+            status=answer.status,
+            body=_kept(answer.body, shown_once),
+            headers=dict(answer.headers),
         )
     return answer
 
@@ -82,6 +87,12 @@ def _reserve(owner: dict[str, Any], fingerprint: str) -> bool:
             raise IdempotencyInFlight from error
         raise
     return taken
+
+
+def _kept(body: Any, shown_once: Sequence[str]) -> Any:
+    if not shown_once:
+        return body
+    return {**body, **dict.fromkeys(set(shown_once) & set(body))}
 
 
 def _replay(record: IdempotencyRecord, fingerprint: str) -> WireResponse:

@@ -439,6 +439,7 @@ RUN: Mapping[Operation, Run] = {
     Operation.KEYS_LIST: keys_list,
     Operation.KEY_CREATE: key_create,
     Operation.KEY_REVOKE: key_revoke,
+    Operation.WEBHOOK_CREATE: webhook_endpoints,
     Operation.WEBHOOKS: webhook_endpoints,
 }
 

@@ -12,10 +12,13 @@ from typing import Any, Final
 
 from jobs.api.shapes import ANSWERS, SHAPES, Schema, ref
 from jobs.dialects import DIALECTS, load_dialect
-from jobs.dialects.base import Dialect, Field, Operation, Route
+from jobs.dialects.base import CREATING, Dialect, Field, Operation, Route
 
 _PARAM = re.compile(r"\{(\w+)\}")
-_CREATING = (Operation.CREATE, Operation.CREATE_MANY, Operation.REMIX)
+_PAID = (
+    *(Operation.CREATE, Operation.CREATE_MANY, Operation.REMIX, Operation.ADD_AUDIO),
+    Operation.QUOTE,
+)
 #: What a form or a query string carries in place of a number or a truth value.
 _INTEGER_TEXT = r"^\s*[+-]?[0-9]{1,19}(\.0+)?\s*$"
 _NUMBER_TEXT = r"^\s*[+-]?([0-9]{1,19}(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,2})?\s*$"
@@ -140,7 +143,7 @@ def _parameters(dialect: Dialect, route: Route) -> list[dict[str, Any]]:
                     "description": _words(field),
                 }
             )
-    if route.operation in _CREATING:
+    if route.operation in CREATING:
         found.append(
             {
                 "name": "Idempotency-Key",
@@ -153,10 +156,15 @@ def _parameters(dialect: Dialect, route: Route) -> list[dict[str, Any]]:
                     "pattern": "^[ -~]+$",
                 },
                 "description": "The same key and body gets the first answer again, "
-                "for 24 hours; another body is refused.",
+                f"for 24 hours{_without(route)}; another body is refused.",
             }
         )
     return found
+
+
+def _without(route: Route) -> str:
+    named = " and ".join(f"`{name}`" for name in route.shown_once)
+    return f" ({named} null)" if named else ""
 
 
 def _body(dialect: Dialect, route: Route) -> dict[str, Any] | None:
@@ -293,7 +301,7 @@ def _responses(dialect: Dialect, route: Route) -> dict[str, Any]:
         statuses.add(404)
     if route.method != "GET":
         statuses |= {409, 413, 415}
-    if route.operation in (*_CREATING, Operation.QUOTE):
+    if route.operation in _PAID:
         statuses.add(402)
     for status in sorted(statuses):
         found[str(status)] = {"$ref": f"#/components/responses/Refused{status}"}

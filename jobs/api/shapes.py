@@ -252,12 +252,15 @@ SHAPES: Final[dict[str, Schema]] = {
     "ApiKeyList": record(data=array(ref("ApiKey"))),
     "NewApiKey": _with(
         _KEY,
-        key=said(TEXT, "The key itself, shown this once."),
+        key=said(or_null(TEXT), "The key itself, shown this once; null in a replay."),
         client_secret=said(or_null(TEXT), "Of its client pair, shown this once."),
     ),
     "WebhookEndpoint": _ENDPOINT,
     "WebhookEndpointList": listed("WebhookEndpoint"),
-    "NewWebhookEndpoint": _with(_ENDPOINT, secret=_SECRET),
+    "NewWebhookEndpoint": _with(
+        _ENDPOINT,
+        secret=said(or_null(TEXT), "Signs what is sent; keep it. Null in a replay."),
+    ),
     "WebhookKeys": record(
         object=kind("webhook_keys"),
         secret=_SECRET,

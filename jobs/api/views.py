@@ -50,9 +50,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-CREATING = frozenset(
-    {Operation.CREATE, Operation.CREATE_MANY, Operation.ADD_AUDIO, Operation.REMIX}
-)
 _BODILESS = frozenset({"GET", "HEAD", "DELETE"})
 
 
@@ -109,7 +106,7 @@ def _serve(
     rate: Mapping[str, str] = {}
     if credential is not None:
         journal.who(credential)
-        rate = _spend_request(credential, creates=route.operation in CREATING)
+        rate = _spend_request(credential, creates=route.operation in base.CREATING)
     with _shown_in_refusals(rate):
         if credential is not None:
             credential.require(cast("str", route.scope))
@@ -143,7 +140,7 @@ def _shown_in_refusals(rate: Mapping[str, str]) -> Iterator[None]:
 
 def _answer(call: operations.Call, command: base.Command) -> WireResponse:
     run = partial(_noted, operations.RUN[call.route.operation], call, command)
-    if call.route.operation not in CREATING:
+    if call.route.operation not in base.CREATING:
         return call.route.render(run(), call.wire)
     credential = call.require_credential()
     return idempotency.once(
@@ -151,6 +148,7 @@ def _answer(call: operations.Call, command: base.Command) -> WireResponse:
         mode=credential.mode,
         key=call.wire.headers.get(call.dialect.idempotency_header),
         wire=call.wire,
+        shown_once=call.route.shown_once,
         create=lambda: call.route.render(run(), call.wire),
     )
 

@@ -45,7 +45,21 @@ class Operation(StrEnum):
     KEYS_LIST = "keys_list"
     KEY_CREATE = "key_create"
     KEY_REVOKE = "key_revoke"
+    WEBHOOK_CREATE = "webhook_create"
     WEBHOOKS = "webhooks"
+
+
+#: What makes something new each time, so an idempotency key holds it to once.
+CREATING = frozenset(
+    {
+        Operation.CREATE,
+        Operation.CREATE_MANY,
+        Operation.ADD_AUDIO,
+        Operation.REMIX,
+        Operation.KEY_CREATE,
+        Operation.WEBHOOK_CREATE,
+    }
+)
 
 
 # ------------------------------------------------------------------ the wire
@@ -346,7 +360,11 @@ class Field:
 
 @dataclass(frozen=True)
 class Route:
-    """``method`` ``path`` does ``operation``; ``{id}`` parts of the path become params."""
+    """``method`` ``path`` does ``operation``; ``{id}`` parts of the path become params.
+
+    ``shown_once`` names what of the answer is a secret: it is never stored, and null
+    when a repeated call gets the answer again.
+    """
 
     method: Literal["GET", "POST", "DELETE", "PUT", "PATCH"]
     path: str
@@ -356,6 +374,7 @@ class Route:
     scope: Scope | None = "jobs:read"
     summary: str = ""
     fields: tuple[Field, ...] = ()
+    shown_once: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from django.db import DataError
 from django.test import Client
 
 from billing.models import Account
-from jobs.models import Job
+from jobs.models import IdempotencyRecord, Job
 from tests.factories import make_account, make_key, png
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("redis_url")]
@@ -370,6 +370,29 @@ def test_repeating_a_call_with_its_idempotency_key_changes_nothing(api: Api) -> 
     other = api.post("/v1/jobs", {**body, "seed": 3}, **{"Idempotency-Key": "k1"})
     assert other.status_code == 422
     assert other.json()["code"] == "idempotency_mismatch"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "secrets"),
+    [
+        ("/v1/keys", {"client_pair": True}, ("key", "client_secret")),
+        ("/v1/webhooks", {"url": "https://example.com/hook"}, ("secret",)),
+    ],
+)
+def test_repeating_a_call_that_makes_a_secret_makes_no_second_one(
+    api: Api, path: str, body: dict[str, Any], secrets: tuple[str, ...]
+) -> None:
+    before = len(api.get(path).json()["data"])
+    first = api.post(path, body, **{"Idempotency-Key": "s1"})
+    again = api.post(path, body, **{"Idempotency-Key": "s1"})
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert again["Idempotent-Replayed"] == "true"
+    assert again.json() == first.json() | dict.fromkeys(secrets)
+    assert len(api.get(path).json()["data"]) == before + 1
+    kept = str(IdempotencyRecord.objects.values_list("body", flat=True))
+    for name in secrets:
+        assert first.json()[name] not in kept
+    assert api.post(path, {}, **{"Idempotency-Key": "s1"}).status_code == 422
 
 
 def test_a_refused_call_does_not_use_up_its_idempotency_key(api: Api) -> None:
