@@ -556,7 +556,10 @@ WITH h AS (
 ), found AS (
     SELECT o.id, o.grant_id, least(o.inside, %(back)s - o.sent_before)::bigint AS amount,
            g.priority, g.expires_at, g.voided_at IS NOT NULL AS voided,
-           coalesce(g.expires_at <= clock_timestamp(), false) AS expired
+           -- Written off once is dead, wherever the clock has been set since: a second
+           -- expiry of one grant would break its idem at each hold.
+           coalesce(g.expires_at <= clock_timestamp(), false)
+               OR g.voided_at IS NULL AND g.written_off > 0 AS expired
     FROM ordered o JOIN billing_creditgrant g ON g.id = o.grant_id
     WHERE o.sent_before < %(back)s AND o.inside > 0
 ), sent AS (

@@ -19,7 +19,7 @@ from billing.errors import (
     UnknownHold,
     WalletFrozen,
 )
-from billing.models import Account, Transfer
+from billing.models import Account, CreditGrant, HoldSlice, Transfer
 from tests.billing.factories import Customer, make_customer
 
 pytestmark = pytest.mark.django_db
@@ -264,6 +264,25 @@ def test_a_reissued_grant_that_dies_too_is_reissued_again(bob: Customer) -> None
         bob.release(f"video-{number}")
         assert bob.available == 10
     assert ledger.check(account_id=bob.id) == []
+
+
+def test_nothing_returns_to_a_dead_grant_though_the_clock_was_set_back(
+    bob: Customer,
+) -> None:
+    bob.grant(10, "promotion", expires_at=TOMORROW)
+    bob.hold(4, "video-1")
+    bob.let_die("promotion")
+    ledger.expire_due()
+    CreditGrant.objects.filter(reference="promotion").update(expires_at=TOMORROW)
+    bob.release("video-1")
+    assert bob.grants() == {"promotion": 0, f"fin:video-1:{slice_of('video-1')}": 4}
+    bob.let_die("promotion")
+    bob.hold(4, "video-2")
+    assert ledger.check(account_id=bob.id) == []
+
+
+def slice_of(reference: str) -> int:
+    return HoldSlice.objects.get(hold__reference=reference).pk
 
 
 def test_credits_that_expired_while_the_customer_kept_them_held_stay_dead(
