@@ -13,6 +13,7 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db import models
+from django.db.models.query_utils import DeferredAttribute
 
 from billing.errors import SecretUnreadable
 
@@ -61,17 +62,43 @@ def _fernet(keys: str) -> MultiFernet:
         ) from error
 
 
+class _Sealed(str):
+    """A token as it lies in the database."""
+
+    __slots__ = ()
+
+
+class _Opening(DeferredAttribute):
+    """Opens a secret where it is read, so that its row can be had if it does not open."""
+
+    def __get__(self, instance: Any, cls: Any = None) -> Any:
+        value = super().__get__(instance, cls)
+        return decrypt(value) if isinstance(value, _Sealed) else value
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        instance.__dict__[self.field.attname] = value
+
+
 class EncryptedField(_TextField):
     """Text that is encrypted in the database and plain in Python; empty stays empty.
 
-    It cannot be looked up by value. Show it write-only.
+    Reading the attribute raises SecretUnreadable where no key opens it; its row can be
+    listed, and saved with what it holds. It cannot be looked up by value. Show it
+    write-only.
     """
+
+    descriptor_class = _Opening
 
     def from_db_value(
         self, value: str | None, expression: object, connection: object
     ) -> str | None:
-        return decrypt(value) if value else value
+        return _Sealed(value) if value else value
+
+    def pre_save(self, model_instance: models.Model, add: bool) -> Any:
+        return model_instance.__dict__[self.attname]
 
     def get_prep_value(self, value: Any) -> Any:
+        if isinstance(value, _Sealed):
+            return str(value)
         plain = super().get_prep_value(value)
         return encrypt(plain) if plain else plain

@@ -211,19 +211,8 @@ def end_overdue() -> None:
 def _each(jobs: QuerySet[Job], work: Callable[[Job], object]) -> None:
     """Do ``work`` for each job; one that cannot be moved is a person's to look at."""
     for job in jobs[:BATCH]:
-        try:
+        with incidents.alone(job.pk, "The housekeeper could not move this job."):
             work(job)
-        except DatabaseError:
-            raise
-        except Exception as error:
-            # Whatever is wrong with one job must not stop the chores of all others.
-            log.exception("job_stuck", job=str(job.pk))
-            incidents.report(
-                "job_stuck",
-                str(job.pk),
-                "The housekeeper could not move this job.",
-                detail={"error": f"{type(error).__name__}: {error}"[:500]},
-            )
 
 
 def forget_answers() -> None:

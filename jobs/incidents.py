@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+from uuid import UUID
 
+import structlog
+from django.db import Error as DatabaseError
 from django.db import connection
 from django.db.models.functions import Now
 
 from jobs.models import Incident
+
+log = structlog.get_logger()
 
 
 def report(
@@ -26,6 +32,19 @@ def report(
             " detail = EXCLUDED.detail",
             [kind, subject[:128], text, json.dumps(dict(detail or {}))],
         )
+
+
+@contextmanager
+def alone(job_id: UUID, text: str) -> Iterator[None]:
+    """Let whatever is wrong with one job be a person's to look at, and the rest go on."""
+    try:
+        yield
+    except DatabaseError:
+        raise
+    except Exception as error:
+        log.exception("job_stuck", job=str(job_id))
+        detail = {"error": f"{type(error).__name__}: {error}"[:500]}
+        report("job_stuck", str(job_id), text, detail=detail)
 
 
 def resolve(kind: str, subject: str, *, by: str = "") -> bool:

@@ -20,6 +20,7 @@ from django.db.models import Count, Q, QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
 
+from billing.errors import SecretUnreadable
 from inference import registry
 from inference.catalogue import MODELS
 from inference.errors import Fault, ProviderError, Unsupported
@@ -47,11 +48,19 @@ def adapter(provider: str) -> Provider:
 
 
 def as_account(row: ProviderAccount) -> base.ProviderAccount:
-    """Return the account as adapters know it, with its secrets in clear."""
+    """Return the account as adapters know it, with its secrets in clear.
+
+    Raises ProviderError (account) where they cannot be read.
+    """
+    try:
+        credentials = json.loads(row.credentials or "{}")
+    except (SecretUnreadable, ValueError) as error:
+        words = f"the credentials of account '{row.name}' cannot be read"
+        raise ProviderError(words, fault=Fault.ACCOUNT) from error
     return base.ProviderAccount(
         name=row.name,
         base_url=row.base_url,
-        credentials=json.loads(row.credentials or "{}"),
+        credentials=credentials,
         settings=row.settings,
     )
 
@@ -107,8 +116,12 @@ def why_not(row: ProviderAccount) -> str:
         return f"account '{row.name}' is disabled"
     if row.out_of_order_at is not None:
         return f"account '{row.name}' is out of order: {row.last_error}"
+    try:
+        account = as_account(row)
+    except ProviderError as error:
+        return str(error)
     return adapter(row.provider).unavailable(
-        as_account(row), public_endpoint=settings.S3_PUBLIC_ENDPOINT_URL
+        account, public_endpoint=settings.S3_PUBLIC_ENDPOINT_URL
     )
 
 

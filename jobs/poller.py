@@ -27,10 +27,10 @@ from django.conf import settings
 from django.db import Error as DatabaseError
 from django.db import close_old_connections, connection
 
-from inference.errors import Fault, ProviderError
+from inference.errors import Fault, ProviderError, RenderError
 from inference.providers import base, transport
 from inference.providers.base import RemoteStatus
-from jobs import leading, lifecycle, outside, provider_steps, reconcile
+from jobs import incidents, leading, lifecycle, outside, provider_steps, reconcile
 from jobs.models import Job, ProviderAccount
 from jobs.states import Step
 
@@ -207,6 +207,7 @@ class Poller:
             if self._looking is None or self._looking.done():
                 loop = asyncio.get_running_loop()
                 self._looking = loop.run_in_executor(self._slow, _look)
+                self._looking.add_done_callback(_looked)
         await self._db(self._write_answers)
         budget = {
             key: calls * line.batch
@@ -298,12 +299,17 @@ class Poller:
         rows = await self._db(lambda: list(ProviderAccount.objects.all()))
         at_work = await self._db(lambda: outside.jobs_at_work([row.pk for row in rows]))
         lines: dict[int, Line] = {}
+        unusable: dict[str, str] = {}
         for row in rows:
-            line = self._line_of(row)
+            try:
+                interval = provider_steps.interval_of(row)
+                line = self._line_of(row)
+            except (RenderError, TypeError, ValueError) as error:
+                # The others are asked all the same.
+                unusable[str(row)] = f"{type(error).__name__}: {error}"
+                continue
             calls = -(-at_work.get(row.pk, 0) // line.batch)
-            line.interval_seconds = max(
-                provider_steps.interval_of(row), calls / line.rate
-            )
+            line.interval_seconds = max(interval, calls / line.rate)
             if row.poll_interval_seconds != line.interval_seconds:
                 await self._db(partial(_show_interval, row.pk, line.interval_seconds))
             lines[row.pk] = line
@@ -311,6 +317,7 @@ class Poller:
         self._lines = lines
         for line in gone:
             await line.http.aclose()
+        await self._db(partial(_tell_unusable, unusable))
 
     def _line_of(self, row: ProviderAccount) -> Line:
         """Return the account's line, kept as it is but for what its row says now."""
@@ -360,6 +367,24 @@ def _arrived(job_id: UUID, provider: str) -> None:
 
 def _show_interval(account_id: int, seconds: float) -> None:
     ProviderAccount.objects.filter(pk=account_id).update(poll_interval_seconds=seconds)
+
+
+def _tell_unusable(accounts: Mapping[str, str]) -> None:
+    """Have a person look at accounts that cannot be asked, until they can be."""
+    for subject, words in accounts.items():
+        incidents.report(
+            "account_unusable",
+            subject,
+            f"{subject} cannot be asked about its jobs: its credentials or settings "
+            "cannot be read.",
+            detail={"error": words[:500]},
+        )
+    incidents.resolve_others("account_unusable", list(accounts))
+
+
+def _looked(looking: asyncio.Future[None]) -> None:
+    if not looking.cancelled() and (error := looking.exception()) is not None:
+        log.error("look_broke", error=f"{type(error).__name__}: {error}")
 
 
 def _look() -> None:

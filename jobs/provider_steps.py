@@ -142,8 +142,11 @@ def _may_send_again(job: Job, provider: base.Provider) -> bool:
     row = job.provider_account
     if row is None:
         return True
-    found = provider.evidence(outside.as_account(row), callback_url=None)
-    return found is Evidence.CLIENT_TOKEN
+    try:
+        account = outside.as_account(row)
+    except ProviderError:
+        return False
+    return provider.evidence(account, callback_url=None) is Evidence.CLIENT_TOKEN
 
 
 def _prepare(claim: Claim, job: Job, provider: base.Provider) -> Ready:

@@ -75,10 +75,17 @@ def look() -> None:
             next_poll_at=Now() + timedelta(seconds=wait),
             poll_failures=F("poll_failures") + 1,
         )
-        try:
-            _look_for(job)
-        except ProviderError as error:
-            log.warning("reconcile_failed", job=str(job.pk), error=str(error))
+        with incidents.alone(job.pk, "What became of this job cannot be looked up."):
+            _look_or_wait(job)
+
+
+def _look_or_wait(job: Job) -> None:
+    try:
+        _look_for(job)
+    except ProviderError as error:
+        log.warning("reconcile_failed", job=str(job.pk), error=str(error))
+        assert job.submit_sent_at is not None
+        _wait_for_a_person(job, timezone.now() - job.submit_sent_at)
 
 
 def _look_for(job: Job) -> None:
@@ -353,21 +360,28 @@ def run_errands() -> None:
     """
     due = ProviderErrand.objects.filter(due_at__lte=Now()).order_by("due_at")
     for errand in due.select_related("account")[:BATCH]:
-        try:
-            said = _run(errand)
-        except (ProviderError, _Busy) as error:
-            if errand.tries + 1 < ERRAND_TRIES[errand.kind]:
-                _later(errand)
-                continue
-            said = f"could not {errand.kind} there: {error}"
-            if errand.kind == ProviderErrand.Kind.DELETE:
-                _report_copy(errand, said)
-        if said:
-            lifecycle.note(errand.job_id, "provider", said[:500])
-        if said != STOPPED and _leaves_a_copy(errand):
-            _delete_later(errand)
-        else:
-            errand.delete()
+        # Before it is run: whatever becomes of it, the others get their turn.
+        _later(errand)
+        with incidents.alone(errand.job_id, "Its provider cannot be told of its end."):
+            _try(errand)
+
+
+def _try(errand: ProviderErrand) -> None:
+    """Run an errand that has been put off already."""
+    try:
+        said = _run(errand)
+    except (ProviderError, _Busy) as error:
+        if errand.tries + 1 < ERRAND_TRIES[errand.kind]:
+            return
+        said = f"could not {errand.kind} there: {error}"
+        if errand.kind == ProviderErrand.Kind.DELETE:
+            _report_copy(errand, said)
+    if said:
+        lifecycle.note(errand.job_id, "provider", said[:500])
+    if said != STOPPED and _leaves_a_copy(errand):
+        _delete_later(errand)
+    else:
+        errand.delete()
 
 
 class _Busy(Exception):

@@ -252,7 +252,11 @@ def provider_jobs(since: datetime) -> Iterator[Finding]:
 def _at(
     row: ProviderAccount, job: Job, since: datetime, known: frozenset[str]
 ) -> tuple[str, ...]:
-    provider, account = outside.adapter(row.provider), outside.as_account(row)
+    provider = outside.adapter(row.provider)
+    try:
+        account = outside.as_account(row)
+    except ProviderError as error:
+        return (f"(could not be asked: {error})",)
     if provider.evidence(account, callback_url=None) is not Evidence.TASK_LIST:
         return ()
     query = FindQuery(

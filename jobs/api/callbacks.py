@@ -16,6 +16,7 @@ from django.http import HttpResponse
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_POST
 
+from inference.errors import ProviderError
 from inference.providers.base import CallbackHint, CallbackRefused
 from inference.registry import PROVIDERS
 from jobs import outside, provider_steps
@@ -42,7 +43,7 @@ def callback(request: HttpRequest, provider: str, token: str) -> HttpResponse:
         hint = outside.adapter(provider).parse_callback(
             request.body, headers, outside.as_account(account)
         )
-    except CallbackRefused as refused:
+    except (CallbackRefused, ProviderError) as refused:
         log.warning("callback_refused", provider=provider, reason=str(refused))
         return HttpResponse(status=401)
     if job is not None:

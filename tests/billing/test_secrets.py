@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from typing import Any
 
 import pytest
 from cryptography.fernet import Fernet
 from django.core.exceptions import ImproperlyConfigured
+from django.core.management import call_command
+from django.db import connection
 
 from billing import secrets
 from billing.errors import SecretUnreadable
+from billing.models import ApiKey
+from tests.factories import make_account, make_key
 
 
 def test_what_was_encrypted_is_read_again() -> None:
@@ -53,7 +58,58 @@ def test_a_field_is_encrypted_on_its_way_to_the_database() -> None:
     field = secrets.EncryptedField()
     stored = field.get_prep_value("whsec_1")
     assert "whsec_1" not in stored
-    assert field.from_db_value(stored, None, None) == "whsec_1"
+    assert field.get_prep_value(field.from_db_value(stored, None, None)) == stored
     assert field.get_prep_value("") == ""
     assert field.get_prep_value(None) is None
     assert field.from_db_value("", None, None) == ""
+
+
+@pytest.mark.django_db
+def test_a_row_whose_secret_does_not_open_is_listed_and_saved_as_it_is() -> None:
+    good, bad = (make_key_row(name) for name in ("good", "bad"))
+    ApiKey.objects.filter(pk=bad.pk).update(name="kept")
+    spoil(bad)
+    rows = {row.pk: row for row in ApiKey.objects.all()}
+    assert rows[good.pk].client_secret == "plain"
+    row = rows[bad.pk]
+    with pytest.raises(SecretUnreadable):
+        str(row.client_secret)
+    row.save()
+    assert stored(bad) == "fernet:spoiled"
+    row.client_secret = "anew"
+    row.save()
+    assert ApiKey.objects.get(pk=bad.pk).client_secret == "anew"
+
+
+@pytest.mark.django_db
+def test_the_command_encrypts_every_secret_with_the_first_key(settings: Any) -> None:
+    row = make_key_row("shop")
+    new = Fernet.generate_key().decode()
+    settings.SECRETS_KEY = f"{new}, {settings.SECRETS_KEY}"
+    call_command("rotate_secrets", stdout=StringIO())
+    settings.SECRETS_KEY = new
+    assert ApiKey.objects.get(pk=row.pk).client_secret == "plain"
+
+
+def make_key_row(name: str) -> ApiKey:
+    make_key(make_account(name))
+    row = ApiKey.objects.get(account__name=name)
+    row.client_secret = "plain"
+    row.save(update_fields=["client_secret"])
+    return row
+
+
+def spoil(row: ApiKey) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE billing_apikey SET client_secret = 'fernet:spoiled' WHERE id = %s",
+            [row.pk],
+        )
+
+
+def stored(row: ApiKey) -> str:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT client_secret FROM billing_apikey WHERE id = %s", [row.pk]
+        )
+        return str(cursor.fetchone()[0])

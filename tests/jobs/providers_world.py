@@ -11,6 +11,7 @@ import json
 from datetime import timedelta
 from typing import Any
 
+from django.db import connection
 from django.db.models import F
 from django.db.models.functions import Now
 from django.utils import timezone
@@ -76,6 +77,17 @@ def enter(
         open_route(fake.name, MODEL[fake.name][0], "sora-2")
     routing.forget()
     return row
+
+
+def spoil(row: ProviderAccount) -> None:
+    """Leave credentials in the account's row that no key of ours opens."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE jobs_provideraccount SET credentials = 'fernet:spoiled'"
+            " WHERE id = %s",
+            [row.pk],
+        )
+    routing.forget()
 
 
 def open_route(provider: str, model: str, wire_model: str, **fields: Any) -> Route:

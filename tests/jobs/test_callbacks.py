@@ -93,5 +93,12 @@ def test_a_token_we_never_gave_is_refused_whatever_it_is(fake, row, job):
     assert call(path.replace("novita", "nobody"), body, headers) == 401
 
 
+def test_a_call_for_an_account_that_cannot_be_read_is_refused(fake, row, job):
+    body, headers = fake.callback(fake.jobs[job.provider_job_id])
+    world.spoil(row)
+    assert call(path_of(row), body, headers) == 401
+    assert not is_due()
+
+
 def test_only_posts_are_taken(row):
     assert Client().get(path_of(row)).status_code == 405

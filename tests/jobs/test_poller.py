@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -13,10 +14,11 @@ from django.db import connection, transaction
 from django.db.models import F
 from django.db.models.functions import Now
 from django.utils import timezone
+from structlog.testing import capture_logs
 
 from billing.models import Account
-from jobs import leading, outside, poller, provider_steps
-from jobs.models import Job, ProviderAccount, ProviderErrand
+from jobs import leading, outside, poller, provider_steps, reconcile
+from jobs.models import Incident, Job, ProviderAccount, ProviderErrand
 from jobs.poller import Poller
 from tests.factories import make_account
 from tests.fakes import FakeService
@@ -256,6 +258,51 @@ def test_two_who_find_a_lost_job_at_once_do_not_have_it_stopped(novita, alice):
     assert not ProviderErrand.objects.exists()
 
 
+@pytest.mark.parametrize("what", ["credentials", "settings"])
+def test_an_account_that_cannot_be_read_stops_no_other_and_is_an_incident(
+    what, novita, alice
+):
+    bad, good = world.enter(novita, "bad"), world.enter(novita, "good")
+    if what == "credentials":
+        world.spoil(bad)
+    else:
+        ProviderAccount.objects.filter(pk=bad.pk).update(settings={"poll_seconds": "?"})
+    for row in (bad, good):
+        world.put_out(alice, row, accept(novita, 1))
+    for there in novita.jobs.values():
+        there.created -= 1000
+
+    ask()
+    steps = dict(Job.objects.values_list("provider_account__name", "step"))
+    assert steps == {"bad": "await", "good": "collect"}
+    incident = Incident.objects.get(resolved_at=None)
+    assert (incident.kind, incident.subject) == ("account_unusable", "novita: bad")
+    fresh = ProviderAccount.objects.get(pk=bad.pk)
+    fresh.settings = {}
+    fresh.credentials = json.dumps(world.credentials_of(novita))
+    fresh.save()
+    Job.objects.filter(step="await").update(next_poll_at=Now())
+    ask()
+    assert not Job.objects.filter(step="await").exists()
+    assert not Incident.objects.filter(resolved_at=None).exists()
+
+
+def test_a_look_that_breaks_is_in_the_log_and_stops_no_polling(
+    novita, alice, monkeypatch
+):
+    def breaks() -> None:
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setattr(reconcile, "look", breaks)
+    row = world.enter(novita)
+    world.put_out(alice, row, accept(novita, 1))
+    with capture_logs() as lines:
+        ask()
+    assert len(novita.calls_to("status")) == 1
+    (line,) = [line for line in lines if line["event"] == "look_broke"]
+    assert "unforeseen" in line["error"]
+
+
 def test_a_slow_service_delays_no_other(novita, akool, alice):
     slow, quick = world.enter(novita), world.enter(akool)
     world.put_out(alice, slow, accept(novita, 5))
@@ -299,8 +346,6 @@ def test_an_accounts_new_key_is_used_from_the_next_count_on(novita, alice):
 
 
 def rewrite(row: ProviderAccount, credentials: dict[str, str]) -> None:
-    import json
-
     row.credentials = json.dumps(credentials)
     row.save(update_fields=["credentials"])
 
@@ -325,3 +370,15 @@ def test_it_stops_when_told_and_leaves_no_connection(alice):
     asyncio.run(see())
     # Postgres ends a session a moment after its client has left.
     wait_until(lambda: holders() == 0, seconds=10, what="the lock to be free")
+    held = (1,)
+    deadline = time.monotonic() + 5
+    with connection.cursor() as cursor:
+        while held != (0,) and time.monotonic() < deadline:
+            # The end of its connection reaches the server in a moment.
+            cursor.execute(
+                "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+                " AND objid = %s",
+                [leading.LOCKS["poller"]],
+            )
+            held = cursor.fetchone()
+    assert held == (0,)

@@ -234,3 +234,15 @@ def test_words_the_first_provider_was_to_write_are_there_at_the_second_too(
     else:
         assert sent.prompt == "A cat"
         assert sent.body["parameters"]["prompt_extend"] is True
+def test_an_account_that_cannot_be_read_gets_no_jobs_and_stops_no_other(
+    name, fake, alice
+):
+    bad = world.enter(fake, "bad")
+    world.spoil(bad)
+    assert "cannot be read" in outside.standing(name).reason
+    good = world.enter(fake, "good")
+    for _ in range(3):
+        job = world.submitted(alice, name)
+        assert (job.step, job.provider_account) == ("await", good)
+    # Nor is it put out of order: it may be this process that has the wrong key.
+    assert ProviderAccount.objects.get(pk=bad.pk).out_of_order_at is None

@@ -10,13 +10,14 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from billing.models import Account
+from inference.providers import transport
 from jobs import reconcile
 from jobs.models import Incident, Job, ProviderAccount, ProviderErrand
 from tests.factories import make_account
 from tests.fakes import FakeService
 from tests.jobs import providers_world as world
 
-pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("redis_url")]
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("redis_url", "s3")]
 
 
 @pytest.fixture
@@ -133,3 +134,70 @@ def test_what_has_begun_there_cannot_be_stopped_and_is_not_tried_again(
     assert len(fake.calls_to("cancel")) == 1
     assert not ProviderErrand.objects.exists()
     assert "at our cost" in Job.objects.get().notes.get().text
+
+
+@pytest.mark.parametrize("name", ["akool"])
+@pytest.mark.parametrize("fault", ["unreadable", "unforeseen"])
+def test_one_errand_that_cannot_be_done_keeps_no_other_from_it(
+    name, fault, fake, alice, monkeypatch
+):
+    other = world.enter(fake, "other")
+    first = errand(fake, other, alice, "delete")
+    second = errand(fake, world.enter(fake), alice, "delete")
+    world.finish_there(fake)
+    if fault == "unreadable":
+        world.spoil(other)
+    else:
+        delete = transport.delete
+
+        def breaks(http, provider, one, account):
+            if one == first.provider_job_id:
+                raise KeyError("unforeseen")
+            return delete(http, provider, one, account)
+
+        monkeypatch.setattr(transport, "delete", breaks)
+    ProviderErrand.objects.update(due_at=Now())
+    for _ in range(2):
+        reconcile.run_errands()
+    left = ProviderErrand.objects.get()
+    assert (left.pk, left.tries) == (first.pk, 1)
+    assert left.due_at > timezone.now()
+    assert second.provider_job_id not in fake.jobs
+    stuck = Incident.objects.filter(kind="job_stuck", subject=str(first.job_id))
+    assert stuck.exists() == (fault == "unforeseen")
+
+
+@pytest.mark.parametrize("name", ["novita"])
+def test_one_job_that_cannot_be_looked_up_keeps_no_other_from_it(name, fake, alice):
+    row = world.enter(fake)
+    there = fake.accept("sk-test", "any", "words")
+    doubt = {"step": "reconcile"}
+    (broken,) = world.put_out(alice, row, ["no submit was noted"], **doubt)
+    (sound,) = world.put_out(alice, row, [there.id], **doubt, submit_sent_at=Now())
+    for _ in range(2):
+        Job.objects.update(next_poll_at=Now())
+        reconcile.look()
+    sound.refresh_from_db()
+    broken.refresh_from_db()
+    assert (sound.step, broken.step) == ("await", "reconcile")
+    assert Incident.objects.get(kind="job_stuck").subject == str(broken.pk)
+
+
+@pytest.mark.parametrize("name", ["novita"])
+@pytest.mark.parametrize("fault", ["away", "unreadable"])
+def test_what_cannot_be_looked_up_for_a_day_is_given_back(name, fault, fake, alice):
+    row = world.enter(fake)
+    fake.script("submit", "lost")
+    job = world.submitted(alice, name)
+    Job.objects.update(provider_job_id=next(iter(fake.jobs)))
+    if fault == "away":
+        fake.script("status", "503", times=9)
+    else:
+        world.spoil(row)
+    world.reconcile_now(age_seconds=180)
+    assert Incident.objects.filter(kind="unknown_fate", subject=str(job.pk)).exists()
+    world.reconcile_now(age_seconds=25 * 3600)
+    job.refresh_from_db()
+    assert job.status == "failed"
+    assert world.held(alice) == 0
+    assert Incident.objects.filter(kind="unproved_loss").exists()

@@ -25,7 +25,9 @@ class Command(BaseCommand):
                 rows = model._default_manager.select_for_update(no_key=True)
                 count = 0
                 for row in rows.iterator():
-                    # reading decrypted it; saving encrypts with the first key
+                    for name in names:
+                        # reading decrypts it, saving encrypts with the first key
+                        setattr(row, name, getattr(row, name))
                     row.save(update_fields=names)
                     count += 1
             self.stdout.write(f"{model._meta.label}: {count}")
