@@ -234,6 +234,8 @@ def test_words_the_first_provider_was_to_write_are_there_at_the_second_too(
     else:
         assert sent.prompt == "A cat"
         assert sent.body["parameters"]["prompt_extend"] is True
+
+
 def test_an_account_that_cannot_be_read_gets_no_jobs_and_stops_no_other(
     name, fake, alice
 ):
