@@ -138,13 +138,18 @@ class ProviderError(RenderError):
         retry_after_seconds: float | None = None,
     ) -> None:
         super().__init__(
-            message,
+            _storable(message),
             code=code or ("provider_rejected" if fault is Fault.CUSTOMER else None),
             permanent=fault is Fault.CUSTOMER,
             public=public,
             retry_after_seconds=retry_after_seconds,
         )
         self.fault = fault
+
+
+def _storable(words: str) -> str:
+    """Return a service's words without what no database takes (NUL, half characters)."""
+    return words.encode("utf-8", "replace").decode().replace("\0", " ")
 
 
 class AnswerLost(ProviderError):

@@ -216,6 +216,15 @@ def test_a_lost_answer_is_found_in_the_list_and_paid_once(name, fake, alice):
     assert (submits(fake), len(fake.jobs)) == (1, 1)
 
 
+@every_provider
+def test_an_answer_that_no_database_could_keep_is_a_lost_one(name, fake, alice):
+    world.enter(fake)
+    fake.script("submit", "garbage")  # with a NUL in it
+    job = world.submitted(alice, name)
+    assert (job.step, job.status) == ("reconcile", "running")
+    assert job.notes.filter(kind="reconcile").exists()
+
+
 @pytest.mark.parametrize("name", CALLING)
 def test_a_lost_answer_is_found_by_the_callback_and_paid_once(name, fake, alice):
     world.enter(fake)
