@@ -15,6 +15,7 @@ ApiError                       any refusal; carries what a dialect needs to phra
 ├── NotAcceptableNow           the state of the job does not allow it
 ├── IdempotencyInFlight        the first call with this key is still running
 ├── IdempotencyMismatch        this key was used for another request
+├── RequestTimeout             the body did not arrive in time
 ├── PayloadTooLarge
 ├── UnsupportedMediaType
 ├── RateLimited                ``retry_after_seconds``
@@ -167,6 +168,14 @@ class IdempotencyMismatch(ApiError):
             "This idempotency key was used for a different request.",
             field="Idempotency-Key",
         )
+
+
+class RequestTimeout(ApiError):
+    status = 408
+    code = "request_timeout"
+
+    def __init__(self) -> None:
+        super().__init__("The body did not arrive in time.")
 
 
 class PayloadTooLarge(ApiError):

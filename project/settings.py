@@ -100,6 +100,12 @@ APPEND_SLASH = False  # several dialects' paths differ by their slash only
 
 # A picture of 10 MB is 13.4 MB in base64; the API's own limits are stricter and say so.
 DATA_UPLOAD_MAX_MEMORY_SIZE = env.integer("MAX_BODY_BYTES", 40 * 1024 * 1024)
+# Large bodies that one web process holds at once; beyond, callers are told to wait
+BODIES_BYTES = env.integer(
+    "BODIES_BYTES",
+    8 * DATA_UPLOAD_MAX_MEMORY_SIZE,
+    minimum=2 * DATA_UPLOAD_MAX_MEMORY_SIZE,
+)
 STRANGER_BODY_BYTES = 64 * 1024  # enough for a login form or a token exchange
 # Refused keys per address: enough for a broken client, few for a guesser
 BAD_KEYS_PER_MINUTE = env.integer("BAD_KEYS_PER_MINUTE", 60)

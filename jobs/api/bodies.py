@@ -20,7 +20,13 @@ from django.http.multipartparser import MultiPartParserError
 
 from jobs import strict_json
 from jobs.dialects.base import Upload
-from jobs.errors import MalformedBody, PayloadTooLarge, UnsupportedMediaType
+from jobs.errors import (
+    MalformedBody,
+    PayloadTooLarge,
+    RequestTimeout,
+    ServiceUnavailable,
+    UnsupportedMediaType,
+)
 
 if TYPE_CHECKING:
     from django.http import HttpRequest
@@ -29,11 +35,16 @@ if TYPE_CHECKING:
 def read(request: HttpRequest, *, limit_bytes: int) -> tuple[Any, Mapping[str, Upload]]:
     """Return the decoded body (or None) and the file parts of the request.
 
-    Raises PayloadTooLarge, UnsupportedMediaType, MalformedBody or InvalidRequest.
+    Raises PayloadTooLarge, UnsupportedMediaType, RequestTimeout, ServiceUnavailable,
+    MalformedBody or InvalidRequest.
     """
     mark = request.META.get("HTTP_ZOETROPE_BODY")
     if mark == "too-large" or _declared(request) > limit_bytes:
         raise PayloadTooLarge(f"The body may have at most {limit_bytes // 2**20} MB.")
+    if mark == "no-room":
+        raise ServiceUnavailable("Too many large requests at once; try again shortly.")
+    if mark == "too-slow":
+        raise RequestTimeout
     if mark == "charset":
         raise UnsupportedMediaType("The body must be UTF-8.")
     if request.META.get("HTTP_CONTENT_ENCODING", "identity") != "identity":

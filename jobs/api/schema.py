@@ -51,6 +51,7 @@ _WORDS: Final[Mapping[int, str]] = {
     402: "Too few credits, or a spend cap is reached.",
     403: "The key or the plan does not allow it.",
     404: "Unknown, or somebody else's.",
+    408: "The body came too slowly.",
     409: "Not in this state, or the first call with this key is still running.",
     413: "The body is too large.",
     415: "Send application/json or multipart/form-data.",
@@ -300,7 +301,7 @@ def _responses(dialect: Dialect, route: Route) -> dict[str, Any]:
     if any(field.name == "cursor" for field in route.fields):
         statuses.add(404)
     if route.method != "GET":
-        statuses |= {409, 413, 415}
+        statuses |= {408, 409, 413, 415}
     if route.operation in _PAID:
         statuses.add(402)
     for status in sorted(statuses):

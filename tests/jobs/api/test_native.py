@@ -251,6 +251,17 @@ def test_other_charsets_are_refused(api: Api) -> None:
     assert api.post("/v1/jobs", b"{}", **marked).status_code == 415
 
 
+@pytest.mark.parametrize(
+    ("mark", "status"), [("too-large", 413), ("too-slow", 408), ("no-room", 503)]
+)
+def test_what_the_door_did_not_read_is_refused(
+    api: Api, mark: str, status: int
+) -> None:
+    answer = api.post("/v1/jobs", b"{}", **{"Zoetrope-Body": mark})
+    assert answer.status_code == answer.json()["status"] == status
+    assert answer.has_header("Retry-After") is (status == 503)
+
+
 def test_a_picture_over_the_limit_is_refused(api: Api) -> None:
     response = create(api, image="A" * (15 * 2**20))
     assert response.status_code == 413

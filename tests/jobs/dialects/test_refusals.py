@@ -28,6 +28,7 @@ EVERY_KIND: tuple[ApiError, ...] = (
     errors.NotAcceptableNow("It has ended."),
     errors.IdempotencyInFlight(),
     errors.IdempotencyMismatch(),
+    errors.RequestTimeout(),
     errors.PayloadTooLarge("Too large.", field="image"),
     errors.UnsupportedMediaType("XML."),
     errors.RateLimited(retry_after_seconds=3, limit=60),
