@@ -139,7 +139,9 @@ class Held:
     stop_reason: str = ""
     is_draining: threading.Event = field(default_factory=threading.Event)
     began: float = field(default_factory=time.monotonic)
-    _stop_asked: float | None = field(default=None, init=False)
+    #: For how long the work went on although it was told to stop. Counted by the heart:
+    #: a process that was frozen meanwhile could not heed it.
+    seconds_deaf: float = 0.0
     #: A person was told that it hangs.
     is_reported: bool = False
 
@@ -151,13 +153,7 @@ class Held:
 
     def stop(self, reason: str) -> None:
         """Have the work stop; the first reason stands."""
-        if not self.stop_reason:
-            self.stop_reason, self._stop_asked = reason, time.monotonic()
-
-    @property
-    def seconds_deaf(self) -> float:
-        """For how long the work goes on although it was told to stop."""
-        return 0.0 if self._stop_asked is None else time.monotonic() - self._stop_asked
+        self.stop_reason = self.stop_reason or reason
 
     @property
     def is_hung(self) -> bool:
@@ -307,6 +303,8 @@ class Heart:
             if not held:
                 silent_seconds = 0.0
                 continue
+            for each in held:
+                each.seconds_deaf += self._tick_seconds if each.stop_reason else 0.0
             renew = since_renewal >= settings.HEARTBEAT_SECONDS
             try:
                 self._beat(held, renew=renew)

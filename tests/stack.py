@@ -20,6 +20,7 @@ import httpx
 import psycopg
 from redis import Redis
 
+from inference.storage import Storage
 from project import state
 from project.embedded import free_port
 
@@ -116,6 +117,15 @@ class LiveStack:
         with psycopg.connect(url, autocommit=True) as connection:
             cursor = connection.execute(query, args)
             return cursor.fetchall() if cursor.description else []
+
+    def storage(self) -> Storage:
+        address = state.addresses(self.home)
+        return Storage(
+            endpoint_url=address["S3_ENDPOINT_URL"],
+            bucket="zoetrope",
+            access_key=address["S3_ACCESS_KEY"],
+            secret_key=address["S3_SECRET_KEY"],
+        )
 
     def redis(self) -> Redis:
         return Redis.from_url(state.addresses(self.home)["REDIS_URL"])

@@ -15,6 +15,8 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ LONG = {"image": PICTURE, "resolution": "480p", "seconds": 10, "fps": 30}
 
 @pytest.fixture(autouse=True)
 def everything_adds_up(live_stack: LiveStack) -> Iterator[None]:
+    ((began,),) = live_stack.sql("SELECT clock_timestamp()")
     yield
     wait_until(
         lambda: (
@@ -51,6 +54,37 @@ def everything_adds_up(live_stack: LiveStack) -> Iterator[None]:
         " OR (status = 'succeeded') <> (charged_millicredits > 0)"
     )
     assert wrong == []
+    check_files(live_stack, since=began)
+
+
+def check_files(live_stack: LiveStack, *, since: datetime) -> None:
+    """Assert that each job that was charged has exactly one video, and it is readable.
+
+    A file counts when the attempt it is of was accepted: late workers' files lie under
+    their own fence until they are swept.
+    """
+    storage = live_stack.storage()
+    accepted = live_stack.sql(
+        "SELECT j.account_id || '/' || j.id, j.output, j.files_deleted_at IS NOT NULL,"
+        " array(SELECT fence FROM jobs_attempt"
+        "        WHERE job_id = j.id AND outcome = 'ok')"
+        " FROM jobs_job j WHERE created_at >= %s",
+        since,
+    )
+    for folder, output, is_deleted, fences in accepted:
+        videos = [
+            file.key
+            for file in storage.list(f"{folder}/out/")
+            if file.key.endswith(".mp4") and fence_of(file.key) in fences
+        ]
+        assert videos == ([output["key"]] if output and not is_deleted else [])
+        for key in videos:
+            _, blocks = storage.open(key)
+            assert frames_of(b"".join(blocks)) == output["frames"]
+
+
+def fence_of(key: str) -> int:
+    return int(key.rpartition("/")[2].partition("-")[0])
 
 
 def create(client: httpx.Client, **options: object) -> str:
@@ -91,7 +125,146 @@ def test_a_job_survives_the_kill_of_its_worker(live_stack: LiveStack) -> None:
     assert outcomes == [("lost",), ("ok",)]
 
 
-def test_a_frozen_worker_that_wakes_up_changes_nothing(live_stack: LiveStack) -> None:
+@contextmanager
+def in_place_of_the_cpu_worker(
+    live_stack: LiveStack, code: str, folder: Path, **env: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run ``code`` as a cpu worker of its own while the stack's is frozen.
+
+    What it prints is in ``folder / "said"``.
+    """
+    live_stack.kill("worker-cpu", signal.SIGSTOP)
+    with (folder / "said").open("wb") as said:
+        worker = subprocess.Popen(
+            [sys.executable, "manage.py", "shell", "--no-imports", "-c", code],
+            env=live_stack.env | env,
+            cwd=ROOT,
+            stdout=said,
+        )
+    try:
+        yield worker
+    finally:
+        worker.kill()
+        worker.wait(10)
+        live_stack.kill("worker-cpu", signal.SIGCONT)
+
+
+#: Freezes when its file is stored and the job is to be closed, twice.
+IS_LATE = """
+import os, signal, time
+from jobs import claims, lifecycle, tasks
+
+succeed = lifecycle.succeed
+
+def late(*args, **changes):
+    for _ in range(2):
+        print("frozen", flush=True)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        try:
+            succeed(*args, **changes)
+        except lifecycle.Superseded:
+            print("superseded", flush=True)
+
+lifecycle.succeed = late
+while (claim := claims.claim_next("cpu", worker="late@test")) is None:
+    time.sleep(0.05)
+with tasks.heart.hold(claim) as held:
+    tasks._do(held)
+"""
+
+
+def test_the_late_finish_of_a_frozen_worker_changes_nothing(
+    live_stack: LiveStack, tmp_path: Path
+) -> None:
+    said = tmp_path / "said"
+    with (
+        live_stack.client(live_stack.key()) as client,
+        in_place_of_the_cpu_worker(live_stack, IS_LATE, tmp_path) as late,
+    ):
+        job = create(client, **LONG | {"seconds": 6})
+        wait_for_lines(said, ["frozen"])
+        live_stack.kill("worker-cpu", signal.SIGCONT)
+        wait_until(
+            lambda: live_stack.sql(
+                "SELECT 1 FROM jobs_attempt WHERE job_id = %s AND step = 'generate'"
+                " AND worker LIKE 'cpu@%%'",
+                job,
+            ),
+            seconds=60,
+            what="the second worker to claim the job",
+        )
+        late.send_signal(signal.SIGCONT)
+        wait_for_lines(said, ["frozen", "superseded", "frozen"])
+        # It came while the second one was at work; now once more, after the end.
+        assert client.get(f"/v1/jobs/{job}").json()["status"] == "running"
+        ended = live_stack.wait_for_job(client, job, seconds=120)
+        late.send_signal(signal.SIGCONT)
+        assert late.wait(30) == 0
+        wait_for_lines(said, ["frozen", "superseded", "frozen", "superseded"])
+        assert client.get(f"/v1/jobs/{job}").json()["status"] == "succeeded"
+        assert ended["credits"]["charged"] == 2.0
+        assert frames_of(download(ended)) == 180
+    attempts = live_stack.sql(
+        "SELECT split_part(worker, '@', 1), outcome FROM jobs_attempt"
+        " WHERE job_id = %s AND step = 'generate' ORDER BY fence",
+        job,
+    )
+    assert attempts == [("late", "lost"), ("cpu", "ok")]
+
+
+def wait_for_lines(file: Path, lines: list[str]) -> None:
+    wait_until(
+        lambda: file.read_text().splitlines() == lines,
+        seconds=90,
+        what=f"{lines} in {file}",
+    )
+
+
+#: Hangs in its engine, which never asks whether it should stop.
+HANGS = """
+import time
+from inference import registry
+from jobs import claims, tasks
+
+class Deaf:
+    def frames(self, plan, **_):
+        print("hangs", flush=True)
+        time.sleep(600)
+        yield
+
+registry.engine = lambda *_: Deaf()
+while (claim := claims.claim_next("cpu", worker="deaf@test")) is None:
+    time.sleep(0.05)
+with tasks.heart.hold(claim) as held:
+    tasks._do(held)
+"""
+
+
+def test_a_worker_that_hangs_loses_its_job_and_ends_itself(
+    live_stack: LiveStack, tmp_path: Path
+) -> None:
+    with (
+        live_stack.client(live_stack.key()) as client,
+        in_place_of_the_cpu_worker(
+            live_stack, HANGS, tmp_path, LEASE_SECONDS="3"
+        ) as deaf,
+    ):
+        job = create(client)
+        wait_for_lines(tmp_path / "said", ["hangs"])
+        client.post(f"/v1/jobs/{job}/cancel").raise_for_status()
+        ended = live_stack.wait_for_job(client, job, seconds=30)
+        assert ended["status"] == "canceled"
+        assert ended["credits"]["refunded"] == 1.0
+        assert deaf.wait(30) == 70
+    told = live_stack.sql(
+        "SELECT detail ->> 'worker' FROM jobs_incident"
+        " WHERE kind = 'step_hung' AND subject = %s",
+        job,
+    )
+    assert told == [("deaf@test",)]
+
+
+def test_the_job_of_a_frozen_worker_can_be_canceled(live_stack: LiveStack) -> None:
     with live_stack.client(live_stack.key()) as client:
         job = create(client, **LONG)
         wait_until(
