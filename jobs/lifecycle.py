@@ -19,6 +19,7 @@ from django.db.models import F
 from django.db.models.functions import Greatest, Now
 
 from billing import accounts, ledger
+from billing.plans import PlanTerms
 from inference.catalogue import MODELS
 from inference.contracts import Artifact
 from inference.errors import (
@@ -121,9 +122,10 @@ def succeed(claim: Claim, artifact: Artifact, **changes: Any) -> None:
     ``changes`` are further facts to write onto the job.
     """
     job = claims.load(claim)
+    terms = accounts.terms_of_account(job.account_id)  # before the lock: it is hot
+    retention = _retention_seconds(job, terms)
     with transaction.atomic():
         ledger.lock_wallet(account_id=job.account_id, mode=job.mode)
-        retention = _retention_seconds(job)
         moved = Job.objects.filter(
             **claims.owned(claim), cancel_requested_at__isnull=True
         ).update(
@@ -140,7 +142,7 @@ def succeed(claim: Claim, artifact: Artifact, **changes: Any) -> None:
                 account_id=job.account_id, mode=job.mode, reference=str(job.id)
             )
             claims.close_attempt(claim, "ok")
-            _after_close(job, "job.succeeded")
+            _after_close(job, "job.succeeded", terms)
             return
     confirm_canceled(claim)
 
@@ -641,12 +643,15 @@ def _is_canceled_by_us(job: Job) -> bool:
     return noted.exclude(actor="").exists()
 
 
-def _after_close(job: Job, event: str) -> None:
+def _after_close(job: Job, event: str, terms: PlanTerms | None = None) -> None:
+    terms = terms or accounts.terms_of_account(job.account_id)
     JobUpload.objects.filter(job_id=job.pk).delete()
-    _leave_errand(job.pk, _wanted_no_more(job))
+    if job.route.get("kind") == "provider":
+        _leave_errand(job.pk, _wanted_no_more(job))
     webhooks.announce(job.pk, event)
-    limit = accounts.terms_of_account(job.account_id).max_running
-    freed = slots.fill(account_id=job.account_id, mode=job.mode, limit=limit)
+    freed = slots.fill(
+        account_id=job.account_id, mode=job.mode, limit=terms.max_running
+    )
     bells.ring(*freed)
 
 
@@ -667,9 +672,9 @@ def _leave_errand_of(job: Job, kind: ProviderErrand.Kind) -> None:
     )
 
 
-def _retention_seconds(job: Job) -> int:
+def _retention_seconds(job: Job, terms: PlanTerms) -> int:
     asked = job.request.get("retention_seconds")
-    kept = accounts.terms_of_account(job.account_id).file_retention_days * 86_400
+    kept = terms.file_retention_days * 86_400
     return min(asked, kept) if asked else kept
 
 

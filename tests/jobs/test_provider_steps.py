@@ -236,6 +236,7 @@ def test_words_the_first_provider_was_to_write_are_there_at_the_second_too(
         assert sent.body["parameters"]["prompt_extend"] is True
 
 
+@pytest.mark.parametrize("name", ["novita"])
 def test_an_account_that_cannot_be_read_gets_no_jobs_and_stops_no_other(
     name, fake, alice
 ):
