@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 LIMITS = Limits()
 _DATA_URI = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(;[\w=.+-]+)*;base64,", re.I)
-_WHITESPACE = str.maketrans("", "", " \t\r\n")
+#: Characters before the data of a data URI; millions would cost a gigabyte to match.
+_DATA_URI_HEAD_MAX = 500
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,30}://", re.I)
+_WHITESPACE = b" \t\r\n"
 
 
 def from_text(field: str, value: object, *, limits: Limits = LIMITS) -> Picture:
@@ -36,9 +39,9 @@ def from_text(field: str, value: object, *, limits: Limits = LIMITS) -> Picture:
     text = value.strip()
     if not text:
         raise InvalidRequest(field, "An image is required.")
-    if re.match(r"[a-z][a-z0-9+.-]*://", text, re.I):
+    if _SCHEME.match(text):
         return from_url(field, text)
-    if (match := _DATA_URI.match(text)) is not None:
+    if (match := _DATA_URI.match(text[:_DATA_URI_HEAD_MAX])) is not None:
         text = text[match.end() :]
     elif text[:5].lower() == "data:":
         raise InvalidRequest(field, "A data URI must be base64-encoded.")
@@ -76,8 +79,9 @@ def _decode(field: str, text: str, limits: Limits) -> bytes:
     # Four characters carry three bytes: refuse before spending memory on decoding.
     if len(text) * 3 // 4 > limits.image_bytes + 3:
         raise PayloadTooLarge(_too_large(limits), field=field)
-    compact = text.translate(_WHITESPACE)
     try:
+        # As bytes: text is translated a character at a time.
+        compact = text.encode("ascii").translate(None, _WHITESPACE)
         return base64.b64decode(compact, validate=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidRequest(

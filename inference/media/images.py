@@ -28,6 +28,8 @@ Format = Literal["JPEG", "PNG", "WEBP", "BMP"]
 CHILD = Path(__file__).with_name("images_child.py")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 0x0112
+#: Segments or chunks looked at: many times what a picture of 10 MB has, and 10 ms.
+_PARTS_MAX = 50_000
 _START_SECONDS = 10.0  # a loaded machine may take this long to start the child
 
 
@@ -159,7 +161,9 @@ def _chunks(
     data: bytes, position: int, form: Literal[">I4s", "<4sI"]
 ) -> Iterator[tuple[bytes, int, int]]:
     """Yield (name, start, size) of PNG (">I4s") or RIFF ("<4sI") chunks."""
-    while position + 8 <= len(data):
+    for _ in range(_PARTS_MAX):
+        if position + 8 > len(data):
+            return
         first, second = struct.unpack_from(form, data, position)
         if form == ">I4s":
             size, name, extra = first, second, 4  # a CRC follows
@@ -167,11 +171,12 @@ def _chunks(
             name, size, extra = first, second, second % 2  # padded to even
         yield name, position + 8, size
         position += 8 + size + extra
+    raise ValueError("too many chunks")
 
 
 def _jpeg(data: bytes) -> ImageHeader:
     position, orientation = 2, 1
-    while True:
+    for _ in range(_PARTS_MAX):
         if data[position] != 0xFF:
             raise ValueError("JPEG marker expected")
         marker = data[position + 1]
@@ -193,6 +198,7 @@ def _jpeg(data: bytes) -> ImageHeader:
         elif marker in {0xD9, 0xDA} or length < 2:
             raise ValueError("JPEG without a frame header")
         position += 2 + length
+    raise ValueError("too many segments")
 
 
 def _webp(data: bytes) -> ImageHeader:

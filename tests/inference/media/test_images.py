@@ -127,6 +127,24 @@ def test_pictures_are_turned_upright_as_their_exif_says(kind, orientation, tmp_p
 
 
 @pytest.mark.parametrize(
+    "crowd",
+    [
+        b"\xff\xd8" + b"\xff" * 10_000_000,
+        b"\xff\xd8\xff" + b"\xd0\xff" * 5_000_000,
+        b"\xff\xd8" + b"\xff\xe0\x00\x02" * 2_500_000,
+        encoded(gradient(), "PNG")[:33] + (bytes(4) + b"abcd" + bytes(4)) * 800_000,
+        b"RIFF0000WEBPVP8X\n" + bytes(13) + (b"abcd" + bytes(4)) * 1_250_000,
+    ],
+    ids=["fill bytes", "restarts", "segments", "PNG chunks", "WebP chunks"],
+)
+def test_a_header_of_countless_parts_is_refused_at_once(crowd):
+    began = time.process_time()
+    with pytest.raises(InputRejected, match="damaged"):
+        read_header(crowd, LIMITS)
+    assert time.process_time() - began < 0.1  # all of them: 0.15 to 0.6 s
+
+
+@pytest.mark.parametrize(
     "exif", [b"", b"II*\0", b"MM\0*\xff\xff\xff\xff", b"II*\0\x08\0\0\0\xff\xff" * 3]
 )
 def test_a_damaged_exif_block_is_ignored(exif):
