@@ -90,16 +90,19 @@ def dialect_page(request: HttpRequest, name: str) -> HttpResponse:
     return _page(request, "docs/page.html", title=title, text=text)
 
 
-@cache
 def _html(name: str) -> tuple[str, str] | None:
+    is_dialect = name in DIALECTS and name != "native"
+    return _written(name) if is_dialect or name in ("guide", "cookbook") else None
+
+
+@cache  # of the pages there are, never of what a stranger typed
+def _written(name: str) -> tuple[str, str]:
     if name == "guide":
         title, source = "Guide", GUIDE.read_text("utf-8")
     elif name == "cookbook":
         title, source = "Cookbook", COOKBOOK.read_text("utf-8")
-    elif name in DIALECTS and name != "native":
-        title, source = load_dialect(name).title, pages.page(name)
     else:
-        return None
+        title, source = load_dialect(name).title, pages.page(name)
     writer = MarkdownIt("commonmark", {"html": False}).enable("table")
     # Our own text; HTML in it would be shown, not obeyed.
     return title, mark_safe(writer.render(source))  # noqa: S308

@@ -11,7 +11,7 @@ import yaml
 from django.contrib.staticfiles import finders
 from django.test import Client
 
-from jobs.api import shapes
+from jobs.api import docs, shapes
 from jobs.api.docs import document
 from jobs.dialects import DIALECTS, load_dialect
 from jobs.dialects.base import Operation
@@ -182,3 +182,11 @@ class TestPages:
 
     def test_an_unknown_page_is_not_found(self) -> None:
         assert get("/docs/nowhere").status_code == 404
+
+
+def test_pages_nobody_wrote_are_not_remembered() -> None:
+    docs._written.cache_clear()
+    for number in range(50):
+        assert get(f"/docs/nothing-{number}").status_code == 404
+    assert get("/docs/guide").status_code == 200
+    assert docs._written.cache_info().currsize == 1
