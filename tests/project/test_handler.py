@@ -27,7 +27,15 @@ def together(request: HttpRequest) -> HttpResponse:
     return which(request)
 
 
-urlpatterns = [path("which", which), path("together", together)]
+def read(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(str(len(request.POST)))
+
+
+urlpatterns = [
+    path("which", which),
+    path("together", together),
+    path("read", read),
+]
 
 
 @pytest.fixture
@@ -36,8 +44,10 @@ def handler() -> Iterator[Handler]:
         yield Handler()
 
 
-async def get(handler: Handler, where: str) -> tuple[int, int]:
-    """Return the status and the thread that the view ran in."""
+async def get(
+    handler: Handler, where: str, form: bytes | None = None
+) -> tuple[int, int]:
+    """Return the status and the number that the view answered: its thread, mostly."""
     sent: list[Any] = []
     asked = asyncio.Event()
 
@@ -45,20 +55,25 @@ async def get(handler: Handler, where: str) -> tuple[int, int]:
         if asked.is_set():
             await asyncio.sleep(60)  # the client stays
         asked.set()
-        return {"type": "http.request", "body": b"", "more_body": False}
+        return {"type": "http.request", "body": form or b"", "more_body": False}
 
     async def send(message: Any) -> None:
         sent.append(message)
 
     scope = {
         "type": "http",
-        "method": "GET",
+        "method": "GET" if form is None else "POST",
         "path": where,
         "query_string": b"",
-        "headers": [(b"host", b"127.0.0.1")],
+        "headers": [
+            (b"host", b"127.0.0.1"),
+            (b"content-type", b"multipart/form-data; boundary=x"),
+            (b"content-length", b"%d" % len(form or b"")),
+        ],
     }
     await handler(scope, receive, send)
-    return sent[0]["status"], int(sent[1]["body"] or 0)
+    body = sent[1]["body"]
+    return sent[0]["status"], int(body) if body.isdigit() else 0
 
 
 def test_signals_and_view_share_a_thread_that_is_kept(handler: Handler) -> None:
@@ -92,6 +107,24 @@ def test_requests_at_the_same_time_do_not_wait_for_each_other(handler: Handler) 
     answers = asyncio.run(both())
     assert [status for status, _ in answers] == [200, 200]
     assert len({thread for _, thread in answers}) == 2
+
+
+@pytest.mark.parametrize(
+    ("parameters", "status"),
+    [
+        (b'name="a"', 200),
+        (b"name=a; filename*=utf-8''%e2%82%ac.png", 200),
+        (b"n*0=a; n*=b; n*0*=c", 400),
+        (b"name*=bz2_codec''a", 200),
+    ],
+)
+def test_a_form_with_an_impossible_header_is_a_bad_request(
+    handler: Handler, parameters: bytes, status: int
+) -> None:
+    form = (
+        b"--x\r\nContent-Disposition: form-data; %s\r\n\r\nv\r\n--x--\r\n" % parameters
+    )
+    assert asyncio.run(get(handler, "/read", form))[0] == status
 
 
 def test_only_http_is_served(handler: Handler) -> None:
