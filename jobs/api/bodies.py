@@ -54,6 +54,8 @@ def read(request: HttpRequest, *, limit_bytes: int) -> tuple[Any, Mapping[str, U
         if kind == "multipart/form-data":
             return _form(request)
         if kind == "application/x-www-form-urlencoded" and request.body:
+            if request.body.count(b"%") > strict_json.ESCAPES_MAX:
+                raise MalformedBody("The body has too many escapes.")
             return _form(request)
         raw = request.body
     except RequestDataTooBig as error:

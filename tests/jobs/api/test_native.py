@@ -262,6 +262,15 @@ def test_what_the_door_did_not_read_is_refused(
     assert answer.has_header("Retry-After") is (status == 503)
 
 
+def test_a_form_of_escapes_alone_is_refused_before_it_is_read(api: Api) -> None:
+    body = b"prompt=" + b"%41" * 600_000  # reading it takes 100 MB of memory
+    answer = api.post(
+        "/v1/jobs", body, content_type="application/x-www-form-urlencoded"
+    )
+    assert answer.status_code == 400
+    assert "escapes" in answer.json()["detail"]
+
+
 def test_a_picture_over_the_limit_is_refused(api: Api) -> None:
     response = create(api, image="A" * (15 * 2**20))
     assert response.status_code == 413
