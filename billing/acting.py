@@ -2,7 +2,8 @@
 
 An admin that lists ``acts`` gets a button per act on each object's page and an entry in
 the list's action menu. Both lead to a page that says what will happen and asks why. The
-act and its line in the history (who, what, why) commit together.
+act and its line in the history (who, what, why) commit together. Two acts on one row
+follow each other: the second finds what the first has left.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.models import LogEntry
-from django.core.exceptions import PermissionDenied
-from django.db import transaction
+from django.core.exceptions import ObjectDoesNotExist, PermissionDenied
+from django.db import connection, transaction
 from django.db.models import Model, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
@@ -28,6 +29,8 @@ from unfold.widgets import UnfoldAdminTextareaWidget
 
 #: Acts on more rows than this at once are refused: that would be a script's work.
 BULK_MAX = 200
+#: The advisory locks, by row, of acts that are being done.
+ACT_LOCK = 7_263_005
 
 
 class ReasonForm(forms.Form):
@@ -178,6 +181,7 @@ class ActingAdmin(ModelAdmin):
         refusals: tuple[type[Exception], ...] = (Refused, *act.refusals)
         try:
             with transaction.atomic():
+                row = _taken(row)
                 done = act.run(row, deed)
                 self.log_change(
                     request, row, f"{act.label}: {done} Reason: {deed.reason}"
@@ -251,6 +255,24 @@ class ReasonedAdmin(ActingAdmin):
         reason = form.cleaned_data["reason"]
         changed = LogEntry(change_message=json.dumps(told)).get_change_message()
         return f"{changed} Reason: {reason}"
+
+
+def _taken(row: Any) -> Any:
+    """Return the row as it is now, kept from other acts until this one commits.
+
+    The page it was chosen on may be old: another operator, or the same form sent twice.
+    """
+    with connection.cursor() as cursor:
+        # Not the row's own lock: money takes the wallet's lock before a job's, and an act
+        # that did it the other way round would meet it in a deadlock.
+        cursor.execute(
+            "SELECT pg_advisory_xact_lock(%s, hashtext(%s))",
+            [ACT_LOCK, f"{row._meta.label}:{row.pk}"],
+        )
+    try:
+        return type(row)._default_manager.get(pk=row.pk)
+    except ObjectDoesNotExist as gone:
+        raise Refused("It is gone.") from gone
 
 
 def _without_reason(names: Sequence[Any]) -> list[Any]:

@@ -261,13 +261,14 @@ def submit_again(job: Job, *, public_id: str | None, actor: str) -> Job:
     """Accept an ended job's request once more, for an operator.
 
     It is a new job of the same account, held at today's price, that takes the old one's
-    prepared pictures. Raises NotAcceptableNow when these are gone.
+    prepared pictures; those of the job before, when it ended before it had its own.
+    Raises NotAcceptableNow when these are gone.
     """
     request = JobRequest.load(job.request)
     if job.kind != "video":
         raise NotAcceptableNow("Only videos can be made again from here.")
-    is_kept = job.files_deleted_at is None and job.inputs.get("image")
-    if not is_kept and request.image.url is None:
+    kept = next((one for one in (job, job.source) if one and _has_picture(one)), None)
+    if kept is None and request.image.url is None:
         raise NotAcceptableNow("Its picture is no longer kept; it must be sent again.")
     if request.seed_is_drawn:
         request = request.replace(seed=None, seed_is_drawn=False)
@@ -276,12 +277,16 @@ def submit_again(job: Job, *, public_id: str | None, actor: str) -> Job:
         credential=keys.on_behalf_of(job.account_id, job.mode),
         dialect=job.dialect,
         public_id=public_id,
-        source=job,
+        source=kept or job,
     )
     JobNote.objects.create(
         job=again, kind="operator", text=f"another try of {job.pk}", actor=actor
     )
     return again
+
+
+def _has_picture(job: Job) -> bool:
+    return job.files_deleted_at is None and bool(job.inputs.get("image"))
 
 
 def _price(request: JobRequest, *, operation: str = "video") -> Quote:

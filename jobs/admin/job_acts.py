@@ -54,6 +54,14 @@ def _cancel(job: Job, deed: Deed) -> str:
 def _retry(job: Job, deed: Deed) -> str:
     if job.status not in (Status.FAILED, Status.CANCELED):
         raise Refused("Only a failed or canceled job is tried again.")
+    # A job has one other try, which may have one in turn: nobody pays twice because two
+    # people pressed the button.
+    earlier = job.notes.filter(kind="operator", detail__has_key="job").first()
+    if earlier is not None:
+        raise Refused(
+            f"It was tried again as job {earlier.detail['job']}; should that fail, try "
+            "that one."
+        )
     dialect = load_dialect(job.dialect)
     again = intake.submit_again(
         job, public_id=dialect.new_id and dialect.new_id(), actor=deed.actor
@@ -148,8 +156,9 @@ ACTS = (
         name="retry",
         label="Try again",
         explains="The same request is accepted as a new job of the same account, at "
-        "today's price and with a hold of its own; this job stays as it ended. A seed "
-        "that was drawn is drawn anew.",
+        "today's price and with a hold of its own; this job stays as it ended and is not "
+        "tried a second time: should the new one fail, try that one. A seed that was drawn "
+        "is drawn anew.",
         run=_retry,
         icon="replay",
         refusals=REFUSALS,

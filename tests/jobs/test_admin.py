@@ -10,6 +10,7 @@ import io
 import json
 import re
 import subprocess
+import threading
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
@@ -210,6 +211,50 @@ def test_trying_again_makes_a_new_job_with_a_hold_of_its_own(
     assert ledger.is_open(account_id=alice.pk, mode="live", reference=str(again.pk))
     assert available(alice) == 1000 - again.quoted_millicredits / 1000
     assert str(again.pk) in written_down(job)
+
+
+def test_a_job_is_tried_again_once_and_then_its_other_try(
+    olga: Client, alice: Account
+) -> None:
+    job = failed(make_job(alice, seconds=5))
+    act(olga, job, "retry")
+    again = Job.objects.get(source=job)
+    assert f"tried again as job {again.pk}" in act(olga, job, "retry")[0]
+    assert Job.objects.count() == 2
+    claim = claims.claim_next("media", worker="w1")
+    assert claim is not None
+    lifecycle.fail(claim, RenderError("storage is away"))  # before it had pictures
+    again.refresh_from_db()
+    assert again.inputs == {}
+    assert "tried again as job" in act(olga, again, "retry")[0]
+    third = Job.objects.exclude(pk__in=[job.pk, again.pk]).get()
+    assert third.source == job  # whose pictures are there
+    assert "tried again as job" in act(olga, job, "retry")[0]
+    assert "tried again as job" in act(olga, again, "retry")[0]
+    assert Job.objects.count() == 3
+
+
+@pytest.mark.django_db(transaction=True)
+def test_operators_who_press_try_again_at_once_make_one_job(
+    olga: Client, alice: Account
+) -> None:
+    job = failed(make_job(alice, seconds=5))
+    ready = threading.Barrier(6)
+
+    def press() -> None:
+        try:
+            ready.wait()
+            olga.post(f"/admin/jobs/job/{job.pk}/retry/", {"reason": "the card broke"})
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=press) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    again = Job.objects.get(source=job)
+    assert available(alice) == 1000 - again.quoted_millicredits / 1000
 
 
 def test_only_what_failed_is_tried_again(olga: Client, alice: Account) -> None:
