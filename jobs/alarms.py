@@ -11,12 +11,12 @@ import json
 import threading
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
 from django.conf import settings
-from django.db import Error as DatabaseError
 from django.db import connection, transaction
 from django.db.models import Q
 from django.db.models.functions import Now
@@ -42,11 +42,13 @@ def run(stop: threading.Event) -> None:
     failures = 0
     while not stop.wait(min(EVERY_SECONDS * 2**failures, PAUSE_SECONDS_MAX)):
         try:
-            while tell_next():
-                failures = 0
-        except (DatabaseError, RenderError) as error:
+            while tell_next() and not stop.is_set():
+                pass
+            failures = 0
+        except Exception:
+            # Nobody else would tell that this thread had ended.
             failures = min(failures + 1, 10)
-            log.warning("operator_not_told", error=str(error))
+            log.exception("operator_not_told")
             connection.close()
     connection.close()
 
@@ -56,10 +58,11 @@ class NotTaken(RenderError):
 
 
 def tell_next() -> bool:
-    """Send one untold beginning or end; return False when there is none.
+    """Try to send one untold beginning or end; return False when none is due.
 
-    Raises RenderError when it was not taken. One process tells at a time, and it locks
-    no row meanwhile: a slow receiver must not hold up who reports the next incident.
+    What was not taken is due again after a pause of its own, so that nothing the receiver
+    refuses keeps the rest from it. One process tells at a time, and it locks no row
+    meanwhile: a slow receiver must not hold up who reports the next incident.
     """
     untold = Q(told_at__isnull=True) | Q(
         end_told_at__isnull=True, resolved_at__isnull=False
@@ -68,14 +71,26 @@ def tell_next() -> bool:
         with connection.cursor() as cursor:
             cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [LOCK])
             (is_mine,) = cursor.fetchone()
-        incident = Incident.objects.filter(untold).order_by("opened_at", "pk").first()
-        if incident is None or not is_mine:
+        due = Incident.objects.filter(untold, tell_at__lte=Now())
+        incident = due.order_by("tell_at", "pk").first() if is_mine else None
+        if incident is None:
             return False
-        is_end = incident.told_at is not None
-        _send(incident, "incident.resolved" if is_end else "incident.opened")
-        column = "end_told_at" if is_end else "told_at"
-        Incident.objects.filter(pk=incident.pk).update(**{column: Now()})
+        Incident.objects.filter(pk=incident.pk).update(**_told(incident))
     return True
+
+
+def _told(incident: Incident) -> dict[str, Any]:
+    """Send what is untold of the incident; return what its row says then."""
+    is_end = incident.told_at is not None
+    try:
+        _send(incident, "incident.resolved" if is_end else "incident.opened")
+    except RenderError as error:
+        tries = incident.tell_tries + 1
+        pause = min(EVERY_SECONDS * 2 ** min(tries, 10), PAUSE_SECONDS_MAX)
+        log.warning("operator_not_told", incident=incident.pk, error=str(error))
+        return {"tell_tries": tries, "tell_at": Now() + timedelta(seconds=pause)}
+    column = "end_told_at" if is_end else "told_at"
+    return {column: Now(), "tell_tries": 0}
 
 
 def _send(incident: Incident, event: str) -> None:

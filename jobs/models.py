@@ -593,6 +593,9 @@ class Incident(models.Model):
     #: When the operator's webhook took it, and when it took that it was over.
     told_at = models.DateTimeField(null=True, blank=True)
     end_told_at = models.DateTimeField(null=True, blank=True)
+    #: How often in a row it was not taken, and when it is tried next.
+    tell_tries = models.PositiveSmallIntegerField(db_default=0)
+    tell_at = models.DateTimeField(db_default=Now())
 
     class Meta:
         ordering: ClassVar = ["-opened_at"]

@@ -6,6 +6,7 @@ ImproperlyConfigured naming the variable. A value that cannot be read always rai
 
 from __future__ import annotations
 
+import base64
 import os
 from typing import Final
 
@@ -75,3 +76,21 @@ def pairs(name: str) -> dict[str, str]:
             raise ImproperlyConfigured(f"{name}: {entry!r} is not name=value.")
         table[key] = value
     return table
+
+
+def webhook_secret(name: str, default: str | None = None) -> str:
+    """Return a secret of Standard Webhooks: 24 to 64 bytes in base64, after ``whsec_``."""
+    value = text(name, default)
+    if not value:
+        return value
+    try:
+        # Not the URL-safe alphabet: the receiver's library would read another key.
+        size = len(base64.b64decode(value.removeprefix("whsec_"), validate=True))
+    except ValueError:
+        size = 0
+    if not 24 <= size <= 64:
+        raise ImproperlyConfigured(
+            f"{name} must be whsec_ and then 24 to 64 bytes in standard base64 (with + "
+            "and /, padded by =)."
+        )
+    return value

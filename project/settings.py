@@ -292,7 +292,7 @@ DEAD_WORKER_SECONDS = env.number("DEAD_WORKER_SECONDS", 60.0)  # silent for so l
 FORGET_WORKER_SECONDS = env.number("FORGET_WORKER_SECONDS", 7 * 86_400.0)
 # Where incidents go, signed by Standard Webhooks; empty: nowhere
 OPERATOR_WEBHOOK_URL = env.text("OPERATOR_WEBHOOK_URL", "")
-OPERATOR_WEBHOOK_SECRET = env.text(
+OPERATOR_WEBHOOK_SECRET = env.webhook_secret(
     "OPERATOR_WEBHOOK_SECRET", None if OPERATOR_WEBHOOK_URL else ""
 )
 CALLBACKS = env.boolean("CALLBACKS", True)  # ask providers for them, where possible

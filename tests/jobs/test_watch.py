@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -334,11 +335,60 @@ def test_the_operator_is_told_of_the_beginning_and_the_end_once_each(
 def test_what_was_not_taken_is_told_again(told: Receiver) -> None:
     incidents.report("open_hold", "job", "credits are held")
     told.statuses = [500]
-    with pytest.raises(alarms.NotTaken):
-        alarms.tell_next()
     assert alarms.tell_next()
+    assert not alarms.tell_next()  # not yet
+    Incident.objects.update(tell_at=Now())
+    assert alarms.tell_next()
+    assert not alarms.tell_next()
     assert len(told.calls) == 2
     assert told.calls[0].headers["webhook-id"] == told.calls[1].headers["webhook-id"]
+
+
+def test_an_incident_the_receiver_refuses_keeps_no_other_from_it(
+    told: Receiver,
+) -> None:
+    for subject in ("one", "two", "three"):
+        incidents.report("open_hold", subject, "credits are held")
+    told.statuses = [422]
+    while alarms.tell_next():
+        pass
+    subjects = [json.loads(call.body)["data"]["subject"] for call in told.calls]
+    assert subjects == ["one", "two", "three"]
+    refused = Incident.objects.get(told_at__isnull=True)
+    assert refused.subject == "one"
+    assert 0 < (refused.tell_at - refused.opened_at).total_seconds() < 10
+    for _ in range(12):
+        told.statuses = [422]
+        Incident.objects.update(tell_at=Now())
+        alarms.tell_next()
+    refused.refresh_from_db()
+    late = Incident.objects.filter(tell_at__gt=Now() + timedelta(seconds=301))
+    assert not late.exists()
+    assert refused.tell_tries == 13
+
+
+@pytest.mark.django_db(transaction=True)
+def test_whatever_goes_wrong_the_operator_is_told_later(
+    told: Receiver, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alarms, "EVERY_SECONDS", 0.01)
+    settings.OPERATOR_WEBHOOK_SECRET = "whsec_-_-_-"  # as base64 it breaks
+    incidents.report("open_hold", "job", "credits are held")
+    stop = threading.Event()
+    thread = threading.Thread(target=alarms.run, args=(stop,))
+    thread.start()
+    try:
+        stop.wait(0.1)
+        assert thread.is_alive()
+        assert told.calls == []
+        settings.OPERATOR_WEBHOOK_SECRET = SECRET
+        deadline = time.monotonic() + 10
+        while not told.calls:
+            assert time.monotonic() < deadline
+            stop.wait(0.02)
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_telling_locks_no_row_that_a_report_needs(told: Receiver) -> None:

@@ -65,6 +65,24 @@ def test_a_missing_secret_stops_the_start_and_is_named(name, tmp_path):
     assert f"The environment variable {name} must be set." in done.stderr
 
 
+@pytest.mark.parametrize(
+    "secret",
+    ["given", "whsec_", "whsec_" + "ab-_" * 8, "whsec_" + "abcd" * 4, "é" * 40],
+)
+def test_a_secret_the_operators_receiver_could_not_read_stops_the_start(
+    secret, monkeypatch
+):
+    monkeypatch.setenv("OPERATOR_WEBHOOK_SECRET", secret)
+    with pytest.raises(ImproperlyConfigured, match="OPERATOR_WEBHOOK_SECRET"):
+        env.webhook_secret("OPERATOR_WEBHOOK_SECRET")
+
+
+@pytest.mark.parametrize("secret", ["ab+/" * 8, "whsec_" + "ab+/" * 8 + "YQ=="])
+def test_a_secret_of_standard_webhooks_is_taken(secret, monkeypatch):
+    monkeypatch.setenv("OPERATOR_WEBHOOK_SECRET", secret)
+    assert env.webhook_secret("OPERATOR_WEBHOOK_SECRET") == secret
+
+
 def test_with_everything_given_nothing_is_made(tmp_path):
     done = load_settings(ELSEWHERE, tmp_path / "home", "settings.DATABASES")
     assert done.returncode == 0, done.stderr
