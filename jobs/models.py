@@ -578,6 +578,17 @@ class AccountSecret(models.Model):
         return f"secret of {self.account_id} ({self.mode})"
 
 
+class SigningKey(models.Model):
+    """A key of the whole installation's, made once: customers hold its public half."""
+
+    name = models.CharField(primary_key=True, max_length=32)
+    #: The ed25519 seed in base64.
+    seed = secrets.EncryptedField()
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class Incident(models.Model):
     """Something a person must look at. One is open per kind and subject."""
 

@@ -20,7 +20,6 @@ from uuid import UUID
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from django.conf import settings
 from django.db.models.functions import Now
 from django.utils import timezone
 
@@ -28,6 +27,7 @@ from jobs import bells, incidents
 from jobs.models import (
     AccountSecret,
     Job,
+    SigningKey,
     WebhookDelivery,
     WebhookEndpoint,
     WebhookEvent,
@@ -195,10 +195,10 @@ def public_key() -> str:
 
 
 def _signing_key() -> Ed25519PrivateKey:
-    # Derived, so that every host of one installation signs alike and none stores it.
-    first = settings.SECRETS_KEY.split(",")[-1].strip()
-    seed = hmac.digest(first.encode(), b"zoetrope webhook v1a", hashlib.sha256)
-    return Ed25519PrivateKey.from_private_bytes(seed)
+    row, _ = SigningKey.objects.get_or_create(
+        name="webhooks", defaults={"seed": _b64(secrets.token_bytes(32))}
+    )
+    return Ed25519PrivateKey.from_private_bytes(base64.b64decode(row.seed))
 
 
 def new_secret() -> str:

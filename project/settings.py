@@ -53,6 +53,8 @@ S3_SECRET_KEY = _service(
 
 # --- Secrets --------------------------------------------------------------------------
 SECRET_KEY = _secret("SECRET_KEY")  # Django: sessions, signatures
+# Former ones, with commas: what they signed (links, callbacks) stays good
+SECRET_KEY_FALLBACKS = env.words("SECRET_KEY_FALLBACKS")
 SECRETS_KEY = _secret(
     "SECRETS_KEY"
 )  # Fernet key; encrypts secrets we must use ourselves

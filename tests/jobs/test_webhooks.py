@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import io
 import json
 from collections.abc import Iterator
 from datetime import timedelta
+from importlib import import_module
 from typing import Any
 
 import pytest
+from cryptography.fernet import Fernet
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from django.apps import apps
+from django.core.management import call_command
 from django.db.models.functions import Now
 from standardwebhooks import Webhook
 
@@ -18,7 +23,15 @@ from billing.models import Account
 from inference.egress import Egress
 from inference.errors import InputRejected
 from jobs import context, deliveries, endpoints, lifecycle, webhooks
-from jobs.models import Incident, Job, WebhookDelivery, WebhookEndpoint, WebhookLane
+from jobs.models import (
+    Incident,
+    Job,
+    SigningKey,
+    WebhookDelivery,
+    WebhookEndpoint,
+    WebhookEvent,
+    WebhookLane,
+)
 from jobs.requests import WebhookTarget
 from tests.factories import credential, make_account, make_job
 from tests.jobs.test_lifecycle import ARTIFACT, claim, prepared
@@ -88,6 +101,30 @@ def test_the_ed25519_signature_verifies_with_the_public_key(
     Ed25519PublicKey.from_public_bytes(key).verify(
         base64.b64decode(signature), signed.encode() + call.body
     )
+
+
+def test_a_new_secrets_key_leaves_the_public_key_as_customers_know_it(
+    settings: Any,
+) -> None:
+    old, new = Fernet.generate_key().decode(), Fernet.generate_key().decode()
+    settings.SECRETS_KEY = old
+    known = webhooks.public_key()
+    settings.SECRETS_KEY = f"{new},{old}"
+    call_command("rotate_secrets", stdout=io.StringIO())
+    assert webhooks.public_key() == known
+    settings.SECRETS_KEY = new
+    assert webhooks.public_key() == known
+
+
+def test_an_older_installations_public_key_stays_what_it_was(alice: Account) -> None:
+    migration = import_module("jobs.migrations.0014_the_signing_key_is_a_row")
+    migration.keep_the_key(apps, None)
+    assert not SigningKey.objects.exists()  # nobody was ever told anything
+    WebhookEvent.objects.create(account=alice, mode="live", type="test")
+    migration.keep_the_key(apps, None)
+    migration.keep_the_key(apps, None)
+    # Of the tests' SECRETS_KEY, from before the key was a row.
+    assert webhooks.public_key() == "whpk_HUV8xIsoqTUPORSV5F5dXB5c8fY4P9LHumBw/o7WSg0="
 
 
 def test_a_job_tells_its_own_address_signed_with_the_accounts_secret(

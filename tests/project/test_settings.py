@@ -83,6 +83,12 @@ def test_a_secret_of_standard_webhooks_is_taken(secret, monkeypatch):
     assert env.webhook_secret("OPERATOR_WEBHOOK_SECRET") == secret
 
 
+def test_former_secret_keys_are_given_to_django(tmp_path):
+    given = {**ELSEWHERE, "SECRET_KEY_FALLBACKS": "older, oldest"}
+    done = load_settings(given, tmp_path / "home", "settings.SECRET_KEY_FALLBACKS")
+    assert done.stdout == "['older', 'oldest']\n", done.stderr
+
+
 def test_with_everything_given_nothing_is_made(tmp_path):
     done = load_settings(ELSEWHERE, tmp_path / "home", "settings.DATABASES")
     assert done.returncode == 0, done.stderr

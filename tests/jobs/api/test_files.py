@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import time_machine
 from django.test import Client
@@ -22,6 +24,19 @@ def test_a_lasting_address_never_changes_and_leads_to_the_file(client: Client) -
     assert answer.status_code == 302
     assert job.output["key"] in answer["Location"]
     retention.delete_files(job)
+    assert client.get(path).status_code == 404
+
+
+def test_a_lasting_address_outlives_a_new_secret_key_while_the_old_one_is_named(
+    client: Client, settings: Any
+) -> None:
+    job = lives.succeeded(make_job(make_account("alice", credits=100)))
+    path = display.permanent_path(job, "video")
+    old = settings.SECRET_KEY
+    settings.SECRET_KEY, settings.SECRET_KEY_FALLBACKS = "another" * 8, [old]
+    assert client.get(path).status_code == 302
+    assert client.get(display.permanent_path(job, "video")).status_code == 302
+    settings.SECRET_KEY_FALLBACKS = []
     assert client.get(path).status_code == 404
 
 
