@@ -1,9 +1,14 @@
-"""What a webhook says: the event's body in our own form, or in a dialect's."""
+"""What a webhook says: the event's body in our own form, or in a dialect's.
+
+However late and often it is sent, it shows the job as it was when the event was left.
+Only links are made for each try, and none to files that are gone meanwhile.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import replace
 from typing import Any, cast
 
@@ -21,7 +26,7 @@ class CannotBeSealed(RenderError):
     """There is nothing to encrypt this account's webhook with."""
 
 
-#: What an event says its job's status is, also when it is sent after the next change.
+#: What an event says its job's status is, also where only a webhook was tested.
 _STATUS = {
     "job.running": "running",
     "job.succeeded": "succeeded",
@@ -74,17 +79,29 @@ def _data(event: WebhookEvent) -> dict[str, Any]:
 
 
 def _view(event: WebhookEvent, dialect: base.Dialect) -> base.JobView:
-    assert event.job is not None
+    job = _as_it_was(event)
     shown = display.view(
-        event.job,
+        job,
         dialect=dialect,
         storage=context.get().storage,
         base_url=settings.PUBLIC_URL,
     )
+    # Not from how long jobs of late took, which is another number at each try.
+    shown = replace(shown, eta_seconds=job.eta_seconds)
     status = _STATUS.get(event.type, shown.status)
-    if event.job.error_code == webhooks.TEST_CODE:
+    if job.error_code == webhooks.TEST_CODE:
         shown = _rehearsed(shown, succeeds=status == "succeeded")
     return replace(shown, status=cast("base.Status", status))
+
+
+def _as_it_was(event: WebhookEvent) -> Job:
+    """Return the event's job with everything the event keeps of it put back."""
+    assert event.job is not None
+    job = copy(event.job)
+    for field in Job._meta.concrete_fields:
+        if field.name in event.data:
+            setattr(job, field.name, field.to_python(event.data[field.name]))
+    return job
 
 
 def _rehearsed(shown: base.JobView, *, succeeds: bool) -> base.JobView:

@@ -490,7 +490,7 @@ class WebhookEvent(models.Model):
     mode = models.CharField(max_length=4)
     type = models.CharField(max_length=32)
     job = models.ForeignKey(Job, on_delete=models.CASCADE, null=True, related_name="+")
-    #: What events without a job say.
+    #: What the event says; of a job, what ``webhooks.KEPT`` was at that moment.
     data = models.JSONField(default=dict)
     created_at = models.DateTimeField(db_default=Now())
 

@@ -2,7 +2,8 @@
 
 Standard Webhooks: headers ``webhook-id`` (the same over all tries), ``webhook-timestamp``
 and ``webhook-signature`` with a v1 (HMAC-SHA256) and a v1a (ed25519) part, made anew for
-each try. ``deliveries`` sends them: at least once, in no promised order.
+each try. An event keeps what its job was like: every try says the same, but for the links.
+``deliveries`` sends them: at least once, in no promised order.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -48,15 +49,21 @@ TYPES = (
 #: How a job that only tested its webhook says that it ended.
 TEST_CODE = "webhook_test"
 OLD_SECRET_LIFE = timedelta(hours=24)
+#: What an event keeps of its job: all that changes and that a body shows.
+KEPT = (
+    *("status", "step", "stage", "progress", "eta_seconds", "started_at"),
+    *("finished_at", "files_expire_at", "quoted_millicredits", "charged_millicredits"),
+    *("refunded_millicredits", "error_code", "error_message", "error_retryable"),
+    *("output", "resolved"),
+)
 
 # --------------------------------------------------------------------- announcing
 
 
 def announce(job_id: UUID, event: str) -> None:
     """Leave ``event`` about the job for whoever asked; runs in the job's transaction."""
-    job = Job.objects.only("id", "account_id", "mode", "request", "dialect").get(
-        pk=job_id
-    )
+    known = ("id", "account_id", "mode", "request", "dialect")
+    job = Job.objects.only(*known, *KEPT).get(pk=job_id)
     targets = [
         WebhookDelivery(endpoint=endpoint, url=endpoint.url, lane=_lane_of(endpoint))
         for endpoint in _listeners(job.account_id, job.mode, event)
@@ -70,7 +77,15 @@ def announce(job_id: UUID, event: str) -> None:
                 lane=_lane_of_host(job, hook["url"]),
             )
         )
-    _leave(job.account_id, job.mode, event, targets, job=job)
+    _leave(job.account_id, job.mode, event, targets, job=job, data=_kept(job))
+
+
+def _kept(job: Job) -> dict[str, Any]:
+    values = {name: getattr(job, name) for name in KEPT}
+    return {
+        name: value.isoformat() if isinstance(value, datetime) else value
+        for name, value in values.items()
+    }
 
 
 def announce_rehearsal(job_id: UUID, target: WebhookTarget) -> None:

@@ -35,7 +35,7 @@ from jobs.models import (
 from jobs.requests import WebhookTarget
 from tests.factories import credential, make_account, make_job
 from tests.jobs.test_lifecycle import ARTIFACT, claim, prepared
-from tests.receivers import Receiver
+from tests.receivers import Received, Receiver
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("s3_address")]
 
@@ -172,6 +172,65 @@ def test_a_failed_try_is_repeated_with_the_same_id_and_a_new_signature(
     delivery = WebhookDelivery.objects.get()
     assert [entry["status"] for entry in delivery.log] == [500, 200]
     assert delivery.state == "delivered"
+
+
+def steady(call: Received) -> Any:
+    """Return what the call says, without what is made anew for each try."""
+    body = json.loads(call.body)
+    for name in ("url", "urls_expire_at") if body["data"]["video"] else ():
+        body["data"]["video"].pop(name)
+    return body
+
+
+def test_a_late_try_says_what_the_first_one_said(
+    alice: Account, receiver: Receiver
+) -> None:
+    """Whoever keeps one call per webhook-id has the same facts, whichever he kept."""
+    endpoint(alice, receiver.url)
+    job = make_job(alice)
+    work = prepared(job)
+    lifecycle.announce_running(work)
+    receiver.statuses = [500, 200, 500]
+    deliveries.deliver_next()
+    lifecycle.succeed(work, ARTIFACT)
+    due_now()
+    while deliveries.deliver_next():
+        pass
+    lifecycle.refund(
+        Job.objects.get(pk=job.pk),
+        amount_millicredits=500,
+        actor="olga",
+        reason="too dark",
+    )
+    due_now()
+    deliveries.deliver_next()
+    calls: dict[str, list[Any]] = {}
+    for call in receiver.calls:
+        calls.setdefault(call.headers["webhook-id"], []).append(steady(call))
+    (running, running_late), (done, done_late) = calls.values()
+    assert running["type"] == "job.running"
+    assert running == running_late
+    assert running_late["data"]["status"] == "running"
+    assert running_late["data"]["finished_at"] is None
+    assert running_late["data"]["credits"]["charged"] == 0
+    assert running_late["data"]["video"] is None
+    assert done["type"] == "job.succeeded"
+    assert done == done_late
+    assert done_late["data"]["credits"]["refunded"] == 0
+    late = json.loads(receiver.calls[-1].body)["data"]["video"]
+    assert late["url"].startswith("http")
+
+
+def test_no_link_is_sent_to_a_file_that_is_gone(
+    alice: Account, receiver: Receiver
+) -> None:
+    endpoint(alice, receiver.url)
+    finish(make_job(alice))
+    Job.objects.update(files_deleted_at=Now())
+    deliveries.deliver_next()
+    body = json.loads(receiver.calls[0].body)
+    assert body["data"]["status"] == "succeeded"
+    assert body["data"]["video"] is None
 
 
 def test_the_schedule_is_kept_and_ends(alice: Account, receiver: Receiver) -> None:
