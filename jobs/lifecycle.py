@@ -108,9 +108,14 @@ def record(claim: Claim, **changes: Any) -> None:
 
 
 def announce_running(claim: Claim) -> None:
-    """Leave the event that the job is running, once, when its work is first claimed."""
-    if claim.is_start:
-        webhooks.announce(claim.job_id, "job.running")
+    """Leave the event that the job is running, once, when work on it really begins.
+
+    The job says that it was left: not the first claim, whose worker may have died.
+    """
+    with transaction.atomic():
+        untold = Job.objects.filter(**claims.owned(claim), running_told_at=None)
+        if untold.update(running_told_at=Now()):
+            webhooks.announce(claim.job_id, "job.running")
 
 
 # -------------------------------------------------------------------- closing

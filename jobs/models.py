@@ -83,6 +83,8 @@ class Job(models.Model):
     #: Given up when it has not started by then.
     start_by = models.DateTimeField()
     started_at = models.DateTimeField(null=True)
+    #: When ``job.running`` was left for whoever wants it.
+    running_told_at = models.DateTimeField(null=True, blank=True)
     #: Given up when it has not ended by then; set when it starts.
     end_by = models.DateTimeField(null=True)
     finished_at = models.DateTimeField(null=True)

@@ -22,7 +22,7 @@ from standardwebhooks import Webhook
 from billing.models import Account
 from inference.egress import Egress
 from inference.errors import InputRejected
-from jobs import context, deliveries, endpoints, lifecycle, webhooks
+from jobs import context, deliveries, endpoints, housekeeper, lifecycle, webhooks
 from jobs.models import (
     Incident,
     Job,
@@ -147,6 +147,34 @@ def test_failed_and_canceled_jobs_are_told_too(
         pass
     told = {json.loads(call.body)["type"] for call in receiver.calls}
     assert told == {"job.failed", "job.canceled"}
+
+
+def test_running_is_told_once_though_its_first_worker_died(alice: Account) -> None:
+    endpoint(alice, "https://shop.example/")
+    told = WebhookEvent.objects.filter(type="job.running")
+    prepared(make_job(alice))  # whose worker is killed before it does anything
+    expire_leases()
+    second = claim("cpu", "w2")
+    assert not second.is_start
+    lifecycle.announce_running(second)
+    assert told.count() == 1
+    lifecycle.let_go(second)
+    lifecycle.announce_running(claim("cpu", "w3"))
+    assert told.count() == 1
+
+
+def test_a_worker_whose_job_was_taken_away_tells_nothing(alice: Account) -> None:
+    endpoint(alice, "https://shop.example/")
+    late = prepared(make_job(alice))
+    expire_leases()
+    lifecycle.announce_running(late)
+    assert not WebhookEvent.objects.exists()
+
+
+def expire_leases() -> None:
+    Job.objects.exclude(lease_until=None).update(lease_until=Now())
+    housekeeper.reap()
+    Job.objects.update(run_after=None)
 
 
 def test_an_endpoint_gets_only_the_events_it_asked_for(
