@@ -461,9 +461,6 @@ class WebhookEndpoint(models.Model):
     #: Event types it wants; empty: all.
     events = models.JSONField(default=list, blank=True)
     secret = secrets.EncryptedField()
-    #: After a rotation both sign for a while.
-    old_secret = secrets.EncryptedField(blank=True)
-    old_secret_until = models.DateTimeField(null=True, blank=True)
     is_enabled = models.BooleanField(default=True)
     disabled_reason = models.CharField(max_length=200, blank=True)
     created_at = models.DateTimeField(db_default=Now())
@@ -480,6 +477,22 @@ class WebhookEndpoint(models.Model):
 
     def __str__(self) -> str:
         return self.url
+
+
+class FormerSecret(models.Model):
+    """What an endpoint's secret was before it was rotated: it signs too, for a while."""
+
+    endpoint = models.ForeignKey(
+        WebhookEndpoint, on_delete=models.CASCADE, related_name="former_secrets"
+    )
+    secret = secrets.EncryptedField()
+    until = models.DateTimeField()
+
+    class Meta:
+        ordering: ClassVar = ["-id"]
+
+    def __str__(self) -> str:
+        return f"former secret of {self.endpoint_id}"
 
 
 class WebhookEvent(models.Model):

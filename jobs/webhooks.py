@@ -21,10 +21,12 @@ from uuid import UUID
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from django.db import transaction
 from django.db.models.functions import Now
 from django.utils import timezone
 
 from jobs import bells, incidents
+from jobs.errors import NotAcceptableNow
 from jobs.models import (
     AccountSecret,
     Job,
@@ -49,6 +51,8 @@ TYPES = (
 #: How a job that only tested its webhook says that it ended.
 TEST_CODE = "webhook_test"
 OLD_SECRET_LIFE = timedelta(hours=24)
+#: More would make the header of every call longer than receivers read.
+FORMER_SECRETS_MAX = 10
 #: What an event keeps of its job: all that changes and that a body shows.
 KEPT = (
     *("status", "step", "stage", "progress", "eta_seconds", "started_at"),
@@ -229,12 +233,24 @@ def account_secret(account_id: UUID, mode: str) -> str:
 
 
 def rotate(endpoint: WebhookEndpoint) -> str:
-    """Give the endpoint a new secret; the old one signs beside it for a day."""
+    """Give the endpoint a new secret; each former one signs beside it for a day.
+
+    However often it is rotated meanwhile: the one the customer runs with is among them.
+    Raises NotAcceptableNow when that would be too many.
+    """
     fresh = new_secret()
-    endpoint.old_secret = endpoint.secret
-    endpoint.old_secret_until = timezone.now() + OLD_SECRET_LIFE
-    endpoint.secret = fresh
-    endpoint.save(update_fields=["secret", "old_secret", "old_secret_until"])
+    with transaction.atomic():
+        row = WebhookEndpoint.objects.select_for_update(no_key=True).get(pk=endpoint.pk)
+        row.former_secrets.filter(until__lte=Now()).delete()
+        if row.former_secrets.count() >= FORMER_SECRETS_MAX:
+            raise NotAcceptableNow(
+                f"It was rotated {FORMER_SECRETS_MAX} times within a day; try tomorrow."
+            )
+        row.former_secrets.create(
+            secret=row.secret, until=timezone.now() + OLD_SECRET_LIFE
+        )
+        row.secret = fresh
+        row.save(update_fields=["secret"])
     return fresh
 
 
@@ -247,11 +263,9 @@ def replay(delivery: WebhookDelivery) -> None:
 
 
 def secrets_of(endpoint: WebhookEndpoint) -> list[str]:
-    keys = [str(endpoint.secret)]
-    until = endpoint.old_secret_until
-    if endpoint.old_secret and until is not None and until > timezone.now():
-        keys.append(str(endpoint.old_secret))
-    return keys
+    """Return what the endpoint's calls are signed with, the newest first."""
+    former = endpoint.former_secrets.filter(until__gt=Now())
+    return [str(endpoint.secret), *(str(row.secret) for row in former)]
 
 
 def _b64(raw: bytes) -> str:

@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import io
 import json
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from importlib import import_module
@@ -16,14 +17,17 @@ from cryptography.fernet import Fernet
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from django.apps import apps
 from django.core.management import call_command
+from django.db import connection
 from django.db.models.functions import Now
-from standardwebhooks import Webhook
+from standardwebhooks import Webhook, WebhookVerificationError
 
 from billing.models import Account
 from inference.egress import Egress
 from inference.errors import InputRejected
 from jobs import context, deliveries, endpoints, housekeeper, lifecycle, webhooks
+from jobs.errors import NotAcceptableNow
 from jobs.models import (
+    FormerSecret,
     Incident,
     Job,
     SigningKey,
@@ -349,6 +353,58 @@ def test_both_secrets_sign_for_a_while_after_a_rotation(
     assert new != old
     for secret in (old, new):
         Webhook(secret).verify(call.body, call.headers)
+
+
+def test_a_second_rotation_leaves_the_secret_in_use_alone(
+    alice: Account, receiver: Receiver
+) -> None:
+    hook = endpoint(alice, receiver.url)
+    deployed = str(hook.secret)
+    webhooks.rotate(hook)
+    newest = endpoints.rotate(credential(alice), {"id": str(hook.pk)})["secret"]
+    finish(make_job(alice))
+    deliveries.deliver_next()
+    (call,) = receiver.calls
+    for secret in (deployed, newest):
+        Webhook(secret).verify(call.body, call.headers)
+    FormerSecret.objects.filter(endpoint=hook).update(until=Now())
+    finish(make_job(alice))
+    deliveries.deliver_next()
+    with pytest.raises(WebhookVerificationError):
+        Webhook(deployed).verify(receiver.calls[1].body, receiver.calls[1].headers)
+    assert Webhook(newest).verify(receiver.calls[1].body, receiver.calls[1].headers)
+
+
+def test_rotations_of_a_day_are_limited(alice: Account) -> None:
+    hook = endpoint(alice, "https://shop.example/")
+    for _ in range(webhooks.FORMER_SECRETS_MAX):
+        webhooks.rotate(hook)
+    with pytest.raises(NotAcceptableNow, match="within a day"):
+        webhooks.rotate(hook)
+    FormerSecret.objects.update(until=Now())
+    webhooks.rotate(hook)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_rotations_at_once_keep_every_secret_given_out(alice: Account) -> None:
+    hook = endpoint(alice, "https://shop.example/")
+    given, ready = [str(hook.secret)], threading.Barrier(4)
+
+    def rotate() -> None:
+        try:
+            ready.wait()
+            given.append(webhooks.rotate(WebhookEndpoint.objects.get(pk=hook.pk)))
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=rotate) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    hook.refresh_from_db()
+    assert set(webhooks.secrets_of(hook)) == set(given)
+    assert len(given) == 5
 
 
 def test_a_delivery_is_sent_again_on_request(
