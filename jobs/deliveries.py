@@ -1,14 +1,15 @@
 """Sending webhooks: one due delivery at a time, so that no customer waits for another.
 
 Each address has its own lane: few calls at once, fewer while it fails, none while its
-circuit is open. Every try is logged with at most 1 kB of the answer.
+circuit is open: what waits for it is due when it may close. Every try is logged with at
+most 1 kB of the answer.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -32,6 +33,8 @@ LANE_CALLS_FAILING = 1
 LANE_FAILURES_TO_OPEN = 3
 LANE_OPEN_SECONDS = 10.0
 LANE_OPEN_SECONDS_MAX = 600.0
+#: Sent upon one bell; then the worker looks at what else rings.
+BATCH = 50
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,17 @@ UPDATE jobs_webhookdelivery d
    SET claimed_until = statement_timestamp() + make_interval(secs => %(lease)s), tries = tries + 1
   FROM picked WHERE d.id = picked.id RETURNING d.id
 """
+
+
+def deliver_some(should_stop: Callable[[], bool]) -> None:
+    """Send what is due until nothing is, ``BATCH`` are done or ``should_stop`` says so.
+
+    A bell that found its lane full is not missed: whoever fills the lane goes on.
+    """
+    for _ in range(BATCH):
+        if should_stop() or not deliver_next():
+            return
+    bells.ring(webhooks.QUEUE)
 
 
 def deliver_next() -> bool:
@@ -150,14 +164,21 @@ def _record(delivery: WebhookDelivery, outcome: Outcome) -> None:
         pause = max(pause, outcome.retry_after_seconds or 0)
         changes["next_at"] = Now() + timedelta(seconds=pause)
     with transaction.atomic():
+        # The lane first: who holds it may touch all its deliveries.
+        open_until = _note_lane(delivery, outcome)
         WebhookDelivery.objects.filter(pk=delivery.pk).update(**changes)
-        _note_lane(delivery, outcome)
+        if open_until is not None:
+            # Else every look for work would read past all that waits for this address.
+            WebhookDelivery.objects.filter(
+                lane=delivery.lane, state="pending", next_at__lt=open_until
+            ).update(next_at=open_until)
 
 
-def _note_lane(delivery: WebhookDelivery, outcome: Outcome) -> None:
+def _note_lane(delivery: WebhookDelivery, outcome: Outcome) -> datetime | None:
+    """Write down how the lane is doing; return until when it is open, if it is."""
     if outcome.is_ok:
         WebhookLane.objects.filter(key=delivery.lane).delete()
-        return
+        return None
     with connection.cursor() as cursor:
         cursor.execute(
             "INSERT INTO jobs_webhooklane (key, failures_in_row, failing_since)"
@@ -167,7 +188,8 @@ def _note_lane(delivery: WebhookDelivery, outcome: Outcome) -> None:
             "  THEN statement_timestamp() + make_interval(secs => least(%(most)s, %(open)s"
             "       * 2 ^ least(jobs_webhooklane.failures_in_row + 1 - %(limit)s, 10)))"
             "  ELSE NULL END"
-            " RETURNING failing_since < statement_timestamp() - make_interval(secs => %(dead)s)",
+            " RETURNING failing_since < statement_timestamp() - make_interval(secs => %(dead)s),"
+            " open_until",
             {
                 "key": delivery.lane,
                 "limit": LANE_FAILURES_TO_OPEN,
@@ -176,23 +198,23 @@ def _note_lane(delivery: WebhookDelivery, outcome: Outcome) -> None:
                 "dead": DISABLE_AFTER.total_seconds(),
             },
         )
-        (is_dead,) = cursor.fetchone()
+        is_dead, open_until = cursor.fetchone()
     if delivery.endpoint is not None:
         if outcome.status == 410:
             webhooks.disable(delivery.endpoint, "it answered 410 Gone")
         elif is_dead:
             webhooks.disable(delivery.endpoint, "every delivery failed for five days")
+    until: datetime | None = open_until
+    return until
 
 
-def ring_due() -> None:
-    """Ring for deliveries that have become due (retries, and bells that were lost)."""
-    due = WebhookDelivery.objects.filter(
+def due() -> int:
+    """Return how many deliveries are due: retries, and those whose bells were lost."""
+    return WebhookDelivery.objects.filter(
         Q(claimed_until__isnull=True) | Q(claimed_until__lt=Now()),
         state="pending",
         next_at__lte=Now(),
     ).count()
-    for _ in range(min(due, 10)):
-        bells.publish(webhooks.QUEUE)
 
 
 def _call_of(delivery: WebhookDelivery) -> tuple[bytes, Mapping[str, str]]:

@@ -34,6 +34,7 @@ from jobs import (
     outside,
     retention,
     watch,
+    webhooks,
 )
 from jobs.models import IdempotencyRecord, Job
 from jobs.states import Status, Step
@@ -61,7 +62,7 @@ def chores() -> list[Chore]:
         Chore("ring", settings.RING_EVERY_SECONDS, ring_queues),
         Chore("reap", settings.REAP_EVERY_SECONDS, reap),
         Chore("deadlines", settings.DEADLINES_EVERY_SECONDS, end_overdue),
-        Chore("webhooks", settings.WEBHOOKS_EVERY_SECONDS, deliveries.ring_due),
+        Chore("webhooks", settings.WEBHOOKS_EVERY_SECONDS, ring_webhooks),
         Chore("grants", settings.GRANTS_EVERY_SECONDS, ledger.expire_due),
         Chore("idempotency", 3600.0, forget_answers),
         Chore("canary", settings.CANARY_EVERY_SECONDS, watch.Canary().look),
@@ -157,6 +158,14 @@ def ring_queues() -> None:
     for queue, jobs in claimable.items():
         for _ in range(min(jobs - waiting_bells(queue), settings.RING_BATCH)):
             bells.publish(queue)
+
+
+def ring_webhooks() -> None:
+    """Ring for deliveries that have become due and have no bell yet."""
+    due = deliveries.due()
+    if due:
+        for _ in range(min(due - waiting_bells(webhooks.QUEUE), settings.RING_BATCH)):
+            bells.publish(webhooks.QUEUE)
 
 
 def waiting_bells(queue: str) -> int:

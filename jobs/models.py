@@ -551,6 +551,11 @@ class WebhookDelivery(models.Model):
                 fields=["next_at"], name="delivery_due", condition=Q(state="pending")
             ),
             models.Index(
+                fields=["lane", "next_at"],
+                name="delivery_of_lane",
+                condition=Q(state="pending"),
+            ),
+            models.Index(
                 fields=["lane"],
                 name="delivery_claimed",
                 condition=Q(claimed_until__isnull=False),

@@ -112,7 +112,7 @@ def ring(self: Task[Any, Any], queue: str) -> None:
     close_old_connections()
     try:
         if queue == webhooks.QUEUE:
-            deliveries.deliver_next()
+            deliveries.deliver_some(heart.is_draining.is_set)
             return
         claim = claims.claim_next(
             queue, worker=_worker_name(self), step=_only_step(queue)

@@ -34,6 +34,7 @@ from jobs.models import (
     WebhookDelivery,
     WebhookEndpoint,
     WebhookEvent,
+    WebhookLane,
 )
 from jobs.requests import WebhookTarget
 
@@ -147,10 +148,16 @@ def _leave(
     row = WebhookEvent.objects.create(
         account_id=account_id, mode=mode, type=event, job=job, data=dict(data or {})
     )
+    lanes = WebhookLane.objects.filter(
+        key__in=[target.lane for target in targets], open_until__gt=Now()
+    )
+    resting = {lane.key: lane.open_until for lane in lanes if lane.open_until}
     for target in targets:
         target.event = row
+        if target.lane in resting:
+            target.next_at = resting[target.lane]
     WebhookDelivery.objects.bulk_create(targets)
-    bells.ring(QUEUE)
+    bells.ring(*[QUEUE for target in targets if target.lane not in resting])
 
 
 def send_test(endpoint: WebhookEndpoint) -> WebhookDelivery:

@@ -341,6 +341,101 @@ def test_a_dead_receivers_lane_is_closed_and_others_are_served(
     assert lane.open_until is not None
 
 
+def test_one_bell_sends_all_that_is_due(alice: Account, receiver: Receiver) -> None:
+    endpoint(alice, receiver.url)
+    for _ in range(12):
+        finish(make_job(alice))
+    deliveries.deliver_some(lambda: False)
+    assert len(receiver.calls) == 12
+
+
+def test_a_worker_that_drains_begins_no_other_delivery(
+    alice: Account, receiver: Receiver
+) -> None:
+    endpoint(alice, receiver.url)
+    for _ in range(3):
+        finish(make_job(alice))
+    deliveries.deliver_some(lambda: bool(receiver.calls))
+    assert len(receiver.calls) == 1
+
+
+def test_after_a_batch_the_bell_is_rung_on(
+    alice: Account,
+    receiver: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+    django_capture_on_commit_callbacks: Any,
+) -> None:
+    monkeypatch.setattr(deliveries, "BATCH", 2)
+    endpoint(alice, receiver.url)
+    for _ in range(3):
+        finish(make_job(alice))
+    for rings in (1, 0):
+        with django_capture_on_commit_callbacks() as rung:
+            deliveries.deliver_some(lambda: False)
+        assert len(rung) == rings
+    assert len(receiver.calls) == 3
+
+
+def test_each_address_has_a_bell(
+    alice: Account, django_capture_on_commit_callbacks: Any
+) -> None:
+    for number in range(3):
+        endpoint(alice, f"https://shop.example/{number}", events=["balance.low"])
+    with django_capture_on_commit_callbacks() as rung:
+        webhooks.announce_account(alice.pk, "live", "balance.low", {})
+    assert len(rung) == 3
+
+
+def test_what_waits_for_an_open_lane_is_not_due(
+    alice: Account, receiver: Receiver, django_capture_on_commit_callbacks: Any
+) -> None:
+    hook = endpoint(alice, receiver.url)
+    receiver.statuses = [500] * 3
+    for _ in range(20):
+        finish(make_job(alice))
+    while deliveries.deliver_next():
+        pass
+    lane = WebhookLane.objects.get(key=f"endpoint:{hook.pk}")
+    assert deliveries.due() == 0
+    with django_capture_on_commit_callbacks() as rung:
+        webhooks.announce_account(alice.pk, "live", "balance.low", {})
+    assert rung == []  # nor what comes meanwhile
+    assert deliveries.due() == 0
+    waiting = WebhookDelivery.objects.filter(state="pending")
+    assert waiting.filter(next_at__gte=lane.open_until).count() == 21
+    due_now()
+    while deliveries.deliver_next():
+        pass
+    assert not waiting.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_calls_of_a_lane_that_fail_at_once_are_all_written_down(
+    alice: Account, receiver: Receiver
+) -> None:
+    endpoint(alice, receiver.url)
+    receiver.statuses, receiver.hang_seconds = [500] * 5, 0.3
+    for _ in range(15):
+        finish(make_job(alice))
+    outcomes: list[bool] = []
+
+    def deliver() -> None:
+        try:
+            outcomes.append(deliveries.deliver_next())
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=deliver) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes == [True] * 5
+    tried = WebhookDelivery.objects.exclude(log=[])
+    assert tried.count() == 5
+    assert not tried.exclude(claimed_until=None).exists()
+
+
 def test_both_secrets_sign_for_a_while_after_a_rotation(
     alice: Account, receiver: Receiver
 ) -> None:
