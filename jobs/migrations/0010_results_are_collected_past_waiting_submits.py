@@ -9,6 +9,20 @@ class Migration(migrations.Migration):
     ]
 
     operations = [
+        # All accounts stand in one line: a customer's priority is among its own jobs.
+        migrations.RemoveIndex(model_name='job', name='job_claimable'),
+        migrations.AddIndex(
+            model_name='job',
+            index=models.Index(
+                fields=['queue', 'ready_at'],
+                name='job_claimable',
+                condition=Q(
+                    lease_until__isnull=True,
+                    ready_at__isnull=False,
+                    status__in=['queued', 'running'],
+                ),
+            ),
+        ),
         migrations.AddIndex(
             model_name='job',
             index=models.Index(

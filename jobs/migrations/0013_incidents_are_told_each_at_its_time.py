@@ -5,7 +5,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    dependencies = [("jobs", "0009_jobs_are_screened_and_reviewed")]
+    dependencies = [("jobs", "0012_earlier_attempts_carry_their_cost")]
     operations = [
         migrations.AddField(
             model_name="incident",
