@@ -178,7 +178,7 @@ class WanEngine:
         failed = True
         try:
             # Text, image, denoise
-            latents = self._twice(lambda: self._latents(job, meter))
+            latents = self._twice(job, lambda: self._latents(job, meter))
             check_finite(latents)
             # Decode
             wanted = request.output.frames
@@ -381,7 +381,7 @@ class WanEngine:
                 device=self.device,
             )
 
-    def _twice(self, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def _twice(self, job: _Job, make: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Run ``make``; after running out of memory once more, with a tiled VAE."""
         try:
             with translated():
@@ -391,6 +391,8 @@ class WanEngine:
                 raise
         # Outside the handler: its traceback keeps the failed try's tensors alive.
         self._give_back_memory()
+        # The cache of a fast job still holds the failed try's last step.
+        self._clean(job.model, failed=True)
         with translated():
             return make()
 
