@@ -21,7 +21,7 @@ from django.db.models.functions import Now, TruncMonth
 from billing import errors as billing_errors
 from billing import keys, ledger, prices
 from inference.catalogue import MODELS, PublicModel
-from jobs import bells, effects, routing, slots, webhooks
+from jobs import bells, effects, retention, routing, slots, webhooks
 from jobs.errors import (
     Forbidden,
     InsufficientCredits,
@@ -390,6 +390,7 @@ def _earlier(credential: Credential, dialect: str, fingerprint: str) -> Job | No
     # Under the wallet's lock the first call has either committed or will not.
     ledger.lock_wallet(account_id=credential.account_id, mode=credential.mode)
     return Job.objects.filter(
+        ~retention.gone(),
         account_id=credential.account_id,
         mode=credential.mode,
         api_key_id=credential.key_id,

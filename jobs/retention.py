@@ -19,13 +19,21 @@ from uuid import UUID
 import structlog
 from django.conf import settings
 from django.db import connection, transaction
-from django.db.models import DurationField, FloatField, Func, Value
+from django.db.models import (
+    DurationField,
+    Exists,
+    FloatField,
+    Func,
+    OuterRef,
+    Q,
+    Value,
+)
 from django.db.models.fields.json import KT
 from django.db.models.functions import Cast, Coalesce, Least, Now
 
 from jobs import context
 from jobs.models import MADE, DeletionRecord, Job
-from jobs.states import ACTIVE
+from jobs.states import ACTIVE, Status
 from jobs.workfolders import folder_of
 
 if TYPE_CHECKING:
@@ -43,7 +51,8 @@ def delete_files(
 ) -> list[str]:
     """Remove every file of an ended job from storage; return their keys.
 
-    Safe to repeat: the second time there is nothing left to delete.
+    Safe to repeat: the second time there is nothing left to delete. That somebody asked
+    is on record even when there was nothing to delete (`gone`).
     """
     with transaction.atomic():
         # Whoever accepts a job that needs these files waits here (`intake`).
@@ -54,9 +63,24 @@ def delete_files(
         marked = Job.objects.filter(pk=job.pk, files_deleted_at__isnull=True).update(
             files_deleted_at=Now(), inputs=_only(job.inputs, needed), master={}
         )
-        if marked and keys:
-            _write_down(job, keys, reason, actor)
+        is_first_wish = (
+            reason == Reason.REQUESTED
+            and not job.deletions.filter(reason=Reason.REQUESTED).exists()
+        )
+        if (marked and keys) or is_first_wish:
+            _write_down(job, keys if marked else [], reason, actor)
     return keys
+
+
+def gone() -> Q:
+    """Match the jobs that the API which made them no longer knows.
+
+    Deleted on request, or finished and their files deleted since. One that failed stays,
+    to say so, when only its leftovers were cleared.
+    """
+    wishes = DeletionRecord.objects.filter(job=OuterRef("pk"), reason=Reason.REQUESTED)
+    ended_without = Q(status=Status.SUCCEEDED) | Q(Exists(wishes))
+    return Q(files_deleted_at__isnull=False) & ended_without
 
 
 def _only(inputs: Mapping[str, Any], needed: set[str]) -> dict[str, Any]:

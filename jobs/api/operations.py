@@ -55,13 +55,16 @@ class Call:
         return count.isascii() and count.isdigit() and int(count[:4]) >= 1
 
     def jobs(self) -> QuerySet[Job]:
-        """Return the jobs this caller may see here: its account's, mode's and dialect's."""
+        """Return the jobs this caller may see here: its account's, mode's and dialect's.
+
+        Our own API shows them for good, the others until their files are deleted.
+        """
         credential = self.require_credential()
         mine = Job.objects.filter(
             account_id=credential.account_id, mode=credential.mode
         ).select_related("source")
         if self.dialect.visible == "own":
-            mine = mine.filter(dialect=self.dialect.name)
+            mine = mine.filter(~retention.gone(), dialect=self.dialect.name)
         return mine
 
     def find(self, public_id: str) -> Job:
@@ -71,8 +74,25 @@ class Call:
             raise NotFound
         return found[public_id]
 
+    def place(self, public_id: str) -> Job:
+        """Return the job after which a page begins: also one deleted while paging."""
+        if (job := self._owned([public_id]).get(public_id)) is None:
+            raise NotFound
+        return job
+
     def find_many(self, ids: Sequence[str]) -> dict[str, Job]:
         """Return by id those that this caller may see; unknown and foreign ones lack."""
+        found = self._owned(ids)
+        if self.dialect.visible == "all":
+            return found
+        doubtful = [job.pk for job in found.values() if job.files_deleted_at]
+        if not doubtful:
+            return found
+        lost = Job.objects.filter(retention.gone(), pk__in=doubtful)
+        gone = set(lost.values_list("pk", flat=True))
+        return {name: job for name, job in found.items() if job.pk not in gone}
+
+    def _owned(self, ids: Sequence[str]) -> dict[str, Job]:
         credential = self.require_credential()
         wanted = list(dict.fromkeys(ids))[:MANY_MAX]
         is_own = self.dialect.visible == "own"
@@ -129,8 +149,6 @@ def remix(call: Call, command: base.Remix) -> base.JobView:
     source = call.find(command.source_id)
     if source.status != Status.SUCCEEDED or source.kind != "video":
         raise NotAcceptableNow("Only a finished video can be remixed.")
-    if source.files_deleted_at is not None:
-        raise NotAcceptableNow(intake.FILES_GONE)
     # Another prompt asks for another look: an effect would ignore it.
     request = JobRequest.load(source.request).replace(
         prompt=command.prompt, seed=None, effect=None
@@ -205,7 +223,7 @@ def list_jobs(call: Call, command: base.ListJobs) -> base.JobsPage:
     rows = rows.order_by(*order)
     page = command.page or 1
     if command.after:
-        rows = _after(rows, call.find(command.after), ascending=command.ascending)
+        rows = _after(rows, call.place(command.after), ascending=command.ascending)
     elif page > 1:
         rows = rows[(page - 1) * command.limit :]
     jobs = list(rows[: command.limit + 1])
