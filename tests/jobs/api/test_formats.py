@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from billing.models import Account
 from jobs.models import Job
 from tests.factories import make_account, make_key, png
+from tests.jobs import lives
 from tests.jobs.dialects.wires import bodies, queries
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("redis_url")]
@@ -478,6 +479,26 @@ def test_openai_deletes_a_queued_video_and_its_hold(caller: Caller) -> None:
     )
     assert answer.json() == {"id": made, "object": "video.deleted", "deleted": True}
     assert caller.get("/v1/balance").json()["held_credits"] == 0.0
+
+
+@pytest.mark.usefixtures("s3")
+def test_openai_retrying_a_remix_gives_the_remix_of_that_video(caller: Caller) -> None:
+    one, other = (
+        lives.succeeded(Job.objects.get(public_id=caller.create(FORMATS["openai"])))
+        for _ in range(2)
+    )
+
+    def remix(source: Job, retry: str) -> Any:
+        path = f"/v1/videos/{source.public_id}/remix"
+        body = {"prompt": "rain"}
+        return caller.post(path, body, **{"x-stainless-retry-count": retry}).json()
+
+    first = remix(one, "0")
+    second = remix(other, "1")  # its first call never arrived
+    assert second["remixed_from_video_id"] == other.public_id
+    assert second["id"] != first["id"]
+    assert remix(one, "1")["id"] == first["id"]
+    assert remix(other, "2")["id"] == second["id"]
 
 
 def test_openai_remixes_only_what_is_finished(caller: Caller) -> None:
