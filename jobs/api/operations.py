@@ -149,6 +149,9 @@ def remix(call: Call, command: base.Remix) -> base.JobView:
     source = call.find(command.source_id)
     if source.status != Status.SUCCEEDED or source.kind != "video":
         raise NotAcceptableNow("Only a finished video can be remixed.")
+    longest = MODELS[source.model].prompt_max
+    if (length := len(command.prompt)) > longest:
+        raise InvalidRequest("prompt", f"At most {longest} characters, got {length}.")
     # Another prompt asks for another look: an effect would ignore it.
     request = JobRequest.load(source.request).replace(
         prompt=command.prompt, seed=None, effect=None

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from billing.models import Account
+from inference.catalogue import MODELS
 from jobs.models import Job
 from tests.factories import make_account, make_key, png
 from tests.jobs import lives
@@ -499,6 +500,19 @@ def test_openai_retrying_a_remix_gives_the_remix_of_that_video(caller: Caller) -
     assert second["id"] != first["id"]
     assert remix(one, "1")["id"] == first["id"]
     assert remix(other, "2")["id"] == second["id"]
+
+
+@pytest.mark.usefixtures("s3")
+def test_openai_holds_a_remix_to_the_prompt_limit_of_its_model(caller: Caller) -> None:
+    source = lives.succeeded(
+        Job.objects.get(public_id=caller.create(FORMATS["openai"]))
+    )
+    longest = MODELS[source.model].prompt_max
+    path = f"/v1/videos/{source.public_id}/remix"
+    answer = caller.post(path, {"prompt": "x" * (longest + 1)})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "prompt"
+    assert caller.post(path, {"prompt": "x" * longest}).status_code == 200
 
 
 def test_openai_remixes_only_what_is_finished(caller: Caller) -> None:
