@@ -238,19 +238,25 @@ def create(wire: WireRequest, models: ModelLookup) -> Create:
     if wire.headers.get("x-dashscope-async", "").strip().lower() != "enable":
         raise Forbidden(SYNC_MESSAGE, code="sync_call")
     body = fields.object_of(wire.body)
-    model = _model(body, models)
+    if not MODEL.is_given(body) or body["model"] == "":
+        raise InvalidRequest(
+            "model", "Required parameter is empty: model.", code="BadRequest.EmptyModel"
+        )
     if not body.get("input"):
         raise InvalidRequest(
             "input", "Required input is empty.", code="BadRequest.EmptyInput"
         )
-    prompt = PROMPT.find(body) or ""
     media = _media(body)
+    # Before the model: who asks for text-to-video is told that a picture is missing.
+    image = _first(body, media)
+    model = _model(body, models)
+    prompt = PROMPT.find(body) or ""
     size = _size(body)
     with fields.wire_names(CREATE_FIELDS):
         return Create(
             JobRequest.build(
                 model,
-                image=_first(body, media),
+                image=image,
                 last_image=media.get("last_frame") or LAST_FRAME.find(body),
                 tier=_tier(body, model, size),
                 seconds=_seconds(body, model),
@@ -271,10 +277,6 @@ def create(wire: WireRequest, models: ModelLookup) -> Create:
 
 
 def _model(body: Mapping[str, Any], models: ModelLookup) -> PublicModel:
-    if not MODEL.is_given(body) or body["model"] == "":
-        raise InvalidRequest(
-            "model", "Required parameter is empty: model.", code="BadRequest.EmptyModel"
-        )
     name = MODEL.take(body)
     model = models(name) or models(DATED.sub("", name))
     if model is None:

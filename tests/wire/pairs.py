@@ -5,7 +5,8 @@ S captured from a client library, I our own choice where nobody says). It holds
 
 * ``request``: method, path, query, headers, body (or ``form`` and ``files``),
 * ``asked``: what that request means, in the fields of our JobRequest (creates only),
-* ``result``: what our side has to tell: a job, a page, a balance or an error,
+* ``result``: what our side has to tell: a job, a page, a balance or an error; none where
+  the request itself is refused,
 * ``response``: status, headers and body that the vendor gives for it, word for word.
 
 ``…`` stands for what the source itself leaves out: any text may be there. Keys named in
@@ -21,6 +22,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from inference.catalogue import ALIASES, MODELS, PublicModel
 from jobs import errors
@@ -68,6 +71,11 @@ def check(dialect_name: str, name: str) -> None:
     if route is not None:
         params = params_of(route, wire.path)
         wire = dataclasses.replace(wire, params=params, operation=route.operation)
+    if route is not None and "response" in pair and "result" not in pair:
+        with pytest.raises(errors.ApiError) as refused:
+            route.parse(wire, lookup)
+        _same_response(pair["response"], dialect.error(refused.value, wire))
+        return
     if route is not None and "error" not in pair.get("result", {}):
         command = route.parse(wire, lookup)
         made = command.request if isinstance(command, Create) else None

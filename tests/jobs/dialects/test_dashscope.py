@@ -221,7 +221,8 @@ def test_wrong_media_is_named_by_its_place(media: object, field: str) -> None:
         ({"model": ""}, 400, "BadRequest.EmptyModel"),
         ({"model": "wan2.6-i2v"}, 400, "BadRequest.EmptyInput"),
         ({"model": "wan2.6-i2v", "input": {}}, 400, "BadRequest.EmptyInput"),
-        ({"model": "wan9", "input": {"prompt": "p"}}, 404, "ModelNotFound"),
+        ({"model": "wan9", "input": {"img_url": OTHER}}, 404, "ModelNotFound"),
+        ({"model": "wan9", "input": {"prompt": "p"}}, 400, "InvalidParameter"),
         ([], 400, "InvalidParameter"),
     ],
 )
