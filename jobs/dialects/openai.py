@@ -162,7 +162,8 @@ def parse_create(wire: WireRequest, models: ModelLookup) -> Create:
     size = _size(body, model)
     # A model that cannot make the default size makes its own, in the same shape.
     shown_size = size or model.size_for(9 / 16, model.tier_default)
-    seconds = SECONDS.find(body) or _usual_seconds(model)
+    if (seconds := SECONDS.find(body)) is None:
+        seconds = _usual_seconds(model)
     with fields.wire_names(FIELDS):
         request = JobRequest.build(
             model,

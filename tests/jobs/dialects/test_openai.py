@@ -70,6 +70,8 @@ def test_each_field_changes_the_job(field: str, other: object) -> None:
         ("prompt", "x" * 2001),
         ("model", "nobody"),
         ("model", 5),
+        ("seconds", "0"),
+        ("seconds", 0),
         ("seconds", "1"),
         ("seconds", "16"),
         ("seconds", "4.5"),
