@@ -38,6 +38,7 @@ CONNECT_SECONDS: Final = 10.0
 RESOLVE_SECONDS: Final = 5.0
 RATE_GRACE_SECONDS: Final = 5.0
 RATE_BYTES_PER_SECOND: Final = 1024
+FILE_TOO_LARGE: Final = "file_too_large"  # the code of a file over its limit
 USER_AGENT: Final = "Zoetrope/1"
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -136,6 +137,12 @@ def is_public(address: Address) -> bool:
 
 class _RefusedError(ValueError):
     """The URL, or where it leads, is not allowed; the text may be shown."""
+
+    code = "invalid_url"
+
+
+class _TooLargeError(_RefusedError):
+    code = FILE_TOO_LARGE
 
 
 def _target(url: str, allow_hosts: Collection[str], *, https_only: bool) -> Target:
@@ -567,13 +574,13 @@ def _capped(
         yield chunk
 
 
-def _too_large(max_bytes: int) -> _RefusedError:
+def _too_large(max_bytes: int) -> _TooLargeError:
     limit = f"{max_bytes / 2**20:g} MB" if max_bytes >= 2**20 else f"{max_bytes} bytes"
-    return _RefusedError(f"The file at the URL has more than {limit}.")
+    return _TooLargeError(f"The file at the URL has more than {limit}.")
 
 
 def _rejected(refused: _RefusedError, field: str) -> InputRejected:
-    return InputRejected(str(refused), field=field, code="invalid_url")
+    return InputRejected(str(refused), field=field, code=refused.code)
 
 
 def _failed(error: Exception) -> FetchFailed:

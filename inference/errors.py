@@ -2,6 +2,7 @@
 
 RenderError                     any failure of one step
 ├── InputRejected               the customer's input cannot be used (permanent)
+│   └── PictureSizeRejected     its sides or pixels are outside our limits
 ├── ContentBlocked              a safety rule refused input or output (permanent)
 ├── Unsupported                 this engine or provider cannot do what was asked (permanent)
 ├── Stopped                     ``should_stop`` answered true; not a failure of the job
@@ -62,6 +63,16 @@ class InputRejected(RenderError):
     def __init__(self, message: str, *, field: str, code: str | None = None) -> None:
         super().__init__(message, code=code, public=message)
         self.field = field
+
+
+class PictureSizeRejected(InputRejected):
+    """``is_too_large``: a side or the area is over the limits, not under them."""
+
+    default_code = "image_size_invalid"
+
+    def __init__(self, message: str, *, is_too_large: bool) -> None:
+        super().__init__(message, field="image")
+        self.is_too_large = is_too_large
 
 
 class ContentBlocked(RenderError):

@@ -66,7 +66,7 @@ def from_bytes(field: str, data: bytes, *, limits: Limits = LIMITS) -> Picture:
     try:
         header = read_header(data, limits)
     except InputRejected as refused:
-        raise InvalidRequest(field, str(refused)) from refused
+        raise InvalidRequest(field, str(refused), code=refused.code) from refused
     return Picture(
         data=data,
         size=(header.width, header.height),

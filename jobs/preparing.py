@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from billing import accounts
+from inference import egress
 from inference.errors import InputRejected
 from inference.media import audio, images
 from jobs import claims, context, lifecycle, renders, routing, safety, words
@@ -126,14 +127,19 @@ def _kept_input(job: Job, name: str) -> dict[str, Any] | None:
 
 
 def _bytes_of(job: Job, name: str, picture: Picture, world: Context) -> bytes:
-    if picture.url is not None:
+    if picture.url is None:
+        return bytes(job.uploads.get(name=name).data)
+    try:
         return world.egress.fetch(
             picture.url,
             max_bytes=world.limits.image_bytes,
             accept="image/*",
             field=name,
         )
-    return bytes(job.uploads.get(name=name).data)
+    except InputRejected as refused:
+        is_size = refused.code == egress.FILE_TOO_LARGE
+        code = "image_too_large" if is_size else refused.code
+        raise InputRejected(str(refused), field=name, code=code) from refused
 
 
 # ----------------------------------------------------------------------- sound
@@ -145,18 +151,19 @@ def _sound(
     """Return the customer's sound, decoded and stored as plain PCM."""
     given, clean = folder / "audio.given", folder / "audio.wav"
     assert request.audio.url is not None  # the mode says so
-    world.egress.fetch_to(
-        request.audio.url,
-        given,
-        max_bytes=world.limits.audio_bytes,
-        accept="audio/*",
-        deadline_seconds=30.0,
-        field=AUDIO_FIELD,
-    )
     try:
+        world.egress.fetch_to(
+            request.audio.url,
+            given,
+            max_bytes=world.limits.audio_bytes,
+            accept="audio/*",
+            deadline_seconds=30.0,
+            field=AUDIO_FIELD,
+        )
         sound = audio.load(given, limits=world.limits)
     except InputRejected as refused:
-        code = "audio_invalid" if refused.code == "invalid_input" else refused.code
+        is_unusable = refused.code in ("invalid_input", egress.FILE_TOO_LARGE)
+        code = "audio_invalid" if is_unusable else refused.code
         raise InputRejected(str(refused), field=AUDIO_FIELD, code=code) from refused
     audio.save_wav(sound, clean)
     key = f"{folder_of(job)}/in/{job.fence}-audio.wav"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from inference.errors import InputRejected
+from inference.errors import InputRejected, PictureSizeRejected
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,8 +54,9 @@ class ImageHeader:
 def read_header(data: bytes, limits: Limits) -> ImageHeader:
     """Return what the header of ``data`` says.
 
-    Raises InputRejected (field ``image``) for another format, a damaged header, a side
-    outside the limits or too many pixels.
+    Raises InputRejected (field ``image``) for another format
+    (``image_format_unsupported``), a damaged header (``invalid_image``), a side outside
+    the limits or too many pixels (``image_size_invalid``).
     """
     try:
         header = _parse(data)
@@ -63,14 +64,16 @@ def read_header(data: bytes, limits: Limits) -> ImageHeader:
         raise _rejected("The image's header is damaged.") from error
     low, high = limits.image_side_min, limits.image_side_max
     if not (low <= header.width <= high and low <= header.height <= high):
-        raise _rejected(
+        raise PictureSizeRejected(
             f"The image is {header.width}x{header.height} pixels; "
-            f"each side must be {low} to {high}."
+            f"each side must be {low} to {high}.",
+            is_too_large=max(header.width, header.height) > high,
         )
     if header.width * header.height > limits.image_pixels:
-        raise _rejected(
+        raise PictureSizeRejected(
             f"The image is {header.width}x{header.height} pixels; "
-            f"at most {limits.image_pixels // 1_000_000} megapixels are allowed."
+            f"at most {limits.image_pixels // 1_000_000} megapixels are allowed.",
+            is_too_large=True,
         )
     return header
 
@@ -82,7 +85,10 @@ def clean(data: bytes, target: Path, limits: Limits) -> ImageHeader:
     picture only. Raises InputRejected when it cannot be decoded within the limits.
     """
     if len(data) > limits.image_bytes:
-        raise _rejected(f"The image has more than {limits.image_bytes // 2**20} MB.")
+        raise _rejected(
+            f"The image has more than {limits.image_bytes // 2**20} MB.",
+            code="image_too_large",
+        )
     header = read_header(data, limits)
     order = {
         "format": header.format,
@@ -118,8 +124,8 @@ def _why(stderr: bytes) -> str:
     return "The image could not be decoded within the limits of memory and time."
 
 
-def _rejected(message: str) -> InputRejected:
-    return InputRejected(message, field="image", code="invalid_image")
+def _rejected(message: str, *, code: str = "invalid_image") -> InputRejected:
+    return InputRejected(message, field="image", code=code)
 
 
 def _parse(data: bytes) -> ImageHeader:
@@ -131,7 +137,10 @@ def _parse(data: bytes) -> ImageHeader:
         return _webp(data)
     if data.startswith(b"BM"):
         return _bmp(data)
-    raise _rejected("The image must be a JPEG, PNG, WebP or BMP file.")
+    raise _rejected(
+        "The image must be a JPEG, PNG, WebP or BMP file.",
+        code="image_format_unsupported",
+    )
 
 
 def _upright(

@@ -81,6 +81,10 @@ class Sinancode(Provider):
             "invalid_parameter": CUSTOMER,
             "invalid_input": CUSTOMER,
             "invalid_image": BAD_IMAGE,
+            "image_format_unsupported": BAD_IMAGE,
+            "image_size_invalid": BAD_IMAGE,
+            "image_alpha_unsupported": BAD_IMAGE,
+            "image_too_large": BAD_IMAGE,
             "invalid_audio": BAD_AUDIO,
             "content_blocked": BLOCKED,
             "DataInspectionFailed": BLOCKED,  # Bailian's own name, passed through

@@ -589,10 +589,14 @@ def _phrase(refused: ApiError, wire: WireRequest) -> tuple[str, int]:
     return "INVALID_REQUEST_BODY", 400
 
 
+#: Codes of picture bytes that cannot be used.
+UNREADABLE = ("invalid_image", "image_format_unsupported", "image_size_invalid")
+
+
 def _invalid(refused: InvalidRequest) -> str:
     """Return the reason for a wrong field; unreadable picture bytes have their own."""
     cause = refused.__cause__
-    if isinstance(cause, InputRejected) and cause.code == "invalid_image":
+    if isinstance(cause, InputRejected) and cause.code in UNREADABLE:
         return "INVALID_IMAGE_FORMAT"
     return "INVALID_REQUEST_BODY"
 

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from inference.contracts import Limits
-from inference.errors import InputRejected
+from inference.errors import InputRejected, PictureSizeRejected
 from inference.media import images
 from inference.media.images import clean, read_header
 
@@ -178,6 +178,7 @@ def test_other_formats_are_refused_whatever_they_call_themselves(data):
     with pytest.raises(InputRejected, match="JPEG, PNG, WebP or BMP") as refused:
         read_header(data, LIMITS)
     assert refused.value.field == "image"
+    assert refused.value.code == "image_format_unsupported"
     assert refused.value.permanent
 
 
@@ -206,14 +207,17 @@ def test_a_header_with_any_byte_changed_never_breaks(kind):
 def test_sides_from_64_to_8192_pixels_are_taken():
     assert read_header(png(64, 8192), LIMITS).height == 8192
     for width, height in ((63, 100), (100, 63), (8193, 64), (1, 1), (64, 100_000)):
-        with pytest.raises(InputRejected, match="64 to 8192"):
+        with pytest.raises(PictureSizeRejected, match="64 to 8192") as refused:
             read_header(png(width, height), LIMITS)
+        assert refused.value.code == "image_size_invalid"
+        assert refused.value.is_too_large == (max(width, height) > 8192)
 
 
 def test_more_than_25_megapixels_are_refused():
     assert read_header(png(5000, 5000), LIMITS).width == 5000
-    with pytest.raises(InputRejected, match="25 megapixels"):
+    with pytest.raises(PictureSizeRejected, match="25 megapixels") as refused:
         read_header(png(5000, 5001), LIMITS)
+    assert refused.value.is_too_large
 
 
 @pytest.mark.parametrize("size", [(50_000, 50_000), (2**31 - 1, 2**31 - 1), (1, 10**9)])

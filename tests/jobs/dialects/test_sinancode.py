@@ -92,8 +92,13 @@ def test_a_wrong_field_is_a_400_that_names_it(field: str, wrong: object) -> None
     [
         (wires.picture(359, 800), "image_size_invalid"),
         (wires.picture(800, 2001), "image_size_invalid"),
+        (wires.picture(20_000, 400), "image_size_invalid"),
+        (wires.picture(63, 63), "image_size_invalid"),
+        (wires.picture(800, 800, format="GIF"), "image_format_unsupported"),
+        (wires.picture(800, 800)[:20] + bytes(100), "invalid_image"),
         (wires.picture(800, 800, mode="RGBA"), "image_alpha_unsupported"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "picture",
 )
 def test_base64_that_breaks_a_picture_rule_is_refused_at_once(
     picture: bytes, code: str
