@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from inference.contracts import Lora
-from inference.errors import InputRejected
+from inference.errors import InputRejected, PictureSizeRejected
 from jobs.dialects import fields
 from jobs.dialects.base import (
     Ask,
@@ -589,16 +589,17 @@ def _phrase(refused: ApiError, wire: WireRequest) -> tuple[str, int]:
     return "INVALID_REQUEST_BODY", 400
 
 
-#: Codes of picture bytes that cannot be used.
-UNREADABLE = ("invalid_image", "image_format_unsupported", "image_size_invalid")
-
-
 def _invalid(refused: InvalidRequest) -> str:
-    """Return the reason for a wrong field; unreadable picture bytes have their own."""
-    cause = refused.__cause__
-    if isinstance(cause, InputRejected) and cause.code in UNREADABLE:
-        return "INVALID_IMAGE_FORMAT"
-    return "INVALID_REQUEST_BODY"
+    """Return the reason for a wrong field; unusable picture bytes have their own."""
+    match refused.__cause__:
+        case PictureSizeRejected(is_too_large=True):
+            return "IMAGE_EXCEEDS_MAX_RESOLUTION"
+        case PictureSizeRejected():
+            return "INVALID_IMAGE_SIZE"
+        case InputRejected(code="invalid_image" | "image_format_unsupported"):
+            return "INVALID_IMAGE_FORMAT"
+        case _:
+            return "INVALID_REQUEST_BODY"
 
 
 def key_of(headers: Mapping[str, str]) -> str | None:

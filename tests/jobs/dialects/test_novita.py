@@ -200,6 +200,23 @@ def test_bytes_that_are_no_picture_have_a_reason_of_their_own() -> None:
     assert (answer.status, answer.body["reason"]) == (400, "INVALID_IMAGE_FORMAT")
 
 
+@pytest.mark.parametrize(
+    ("width", "height", "reason"),
+    [
+        (8193, 100, "IMAGE_EXCEEDS_MAX_RESOLUTION"),
+        (5001, 5000, "IMAGE_EXCEEDS_MAX_RESOLUTION"),
+        (63, 800, "INVALID_IMAGE_SIZE"),
+    ],
+)
+def test_a_picture_of_a_wrong_size_is_told_so(
+    width: int, height: int, reason: str
+) -> None:
+    picture = wires.as_base64(wires.picture(width, height))
+    refused = wires.refused(lambda: create(image_url=picture))
+    answer = wires.refusal("novita", refused)
+    assert (answer.status, answer.body["reason"]) == (400, reason)
+
+
 @pytest.mark.parametrize("prefix", ["", "data:image/png;base64,"])
 def test_base64_pictures_are_taken(prefix: str) -> None:
     image = create(image_url=prefix + wires.as_base64(wires.picture(832, 480))).image
