@@ -923,6 +923,20 @@ def is_open(*, account_id: UUID, mode: str, reference: str) -> bool:
     return held is not None and held.state == Hold.State.OPEN
 
 
+_USED: Final = """
+SELECT coalesce(sum(h.captured - h.refunded), 0)::bigint
+FROM billing_hold h JOIN billing_wallet w ON w.id = h.wallet_id
+WHERE w.account_id = %(account)s AND w.mode = %(mode)s
+  AND h.created_at >= date_trunc('month', now(), 'UTC')
+"""
+
+
+def used_this_month(*, account_id: UUID, mode: str) -> int:
+    """Return what was held this calendar month (UTC) and has been charged since."""
+    [(used,)] = _rows(_USED, {"account": account_id, "mode": mode})
+    return int(used)
+
+
 def purchase_of(payment_id: str) -> Purchase | None:
     """Return what a payment bought, with its grant and wallet."""
     return (

@@ -334,7 +334,13 @@ def _delete(job: Job) -> Job:
 def balance(call: Call, command: base.Ask) -> base.BalanceView:
     credential = call.require_credential()
     money = ledger.balance(account_id=credential.account_id, mode=credential.mode)
+    used = 0
+    if command.values.get("with_usage"):
+        used = ledger.used_this_month(
+            account_id=credential.account_id, mode=credential.mode
+        )
     return base.BalanceView(
+        used_this_month_millicredits=used,
         available_millicredits=money.available_millicredits,
         held_millicredits=money.held_millicredits,
         debt_millicredits=money.debt_millicredits,

@@ -281,8 +281,8 @@ class BalanceView:
     mode: str = "live"
     debt_millicredits: int = 0
     is_frozen: bool = False
+    #: charged this month; counted only for a call that asks ``with_usage``
     used_this_month_millicredits: int = 0
-    granted_this_month_millicredits: int = 0
 
 
 @dataclass(frozen=True)

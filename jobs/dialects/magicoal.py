@@ -178,8 +178,8 @@ def parse_list(wire: WireRequest, models: ModelLookup) -> ListJobs:
     )
 
 
-def parse_nothing(wire: WireRequest, models: ModelLookup) -> Ask:
-    return Ask()
+def parse_quota(wire: WireRequest, models: ModelLookup) -> Ask:
+    return Ask({"with_usage": True})
 
 
 # ------------------------------------------------------------------------ render
@@ -231,15 +231,16 @@ def render_list(page: JobsPage, wire: WireRequest) -> WireResponse:
 
 
 def render_quota(balance: BalanceView, wire: WireRequest) -> WireResponse:
-    granted = balance.granted_this_month_millicredits
-    used = balance.used_this_month_millicredits
+    left, used = balance.available_millicredits, balance.used_this_month_millicredits
     # The page shows no body: the names are those of a sibling service's account call.
+    # Credits are not dealt out by the month here: its quota is what it used, holds, has.
+    quota = used + balance.held_millicredits + left
     data = {
         "plan_type": balance.plan,
-        "balance": _credits(balance.available_millicredits),
-        "quota_monthly": _credits(granted),
+        "balance": _credits(left),
+        "quota_monthly": _credits(quota),
         "used_this_month": _credits(used),
-        "remaining_quota": _credits(max(0, granted - used)),
+        "remaining_quota": _credits(left),
     }
     return WireResponse(200, {"success": True, "data": data})
 
@@ -353,7 +354,7 @@ ROUTES = (
         "GET",
         f"{PREFIX}/quota",
         Operation.BALANCE,
-        parse_nothing,
+        parse_quota,
         render_quota,
         summary="Credits of the account",
     ),

@@ -6,19 +6,22 @@ import base64
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
+from django.db.models.functions import Now
 from django.test import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from billing.models import Account
+from billing import ledger
+from billing.models import Account, Hold
 from inference.catalogue import MODELS
 from jobs.models import Job
-from tests.factories import make_account, make_key, png
+from tests.factories import make_account, make_job, make_key, png
 from tests.jobs import lives
 from tests.jobs.dialects.wires import bodies, queries
 
@@ -418,7 +421,38 @@ def test_coals_lists_only_finished_videos(caller: Caller) -> None:
 def test_coals_quota_has_the_balance(alice: Account) -> None:
     rich = Caller(make_key(make_account("rich", credits=10)))
     data = rich.get("/api/v1/magicoal/quota").json()["data"]
-    assert (data["plan_type"], data["balance"]) == ("pro", 10.0)
+    assert data == {
+        "plan_type": "pro",
+        "balance": 10.0,
+        "quota_monthly": 10.0,
+        "used_this_month": 0.0,
+        "remaining_quota": 10.0,
+    }
+
+
+@pytest.mark.usefixtures("s3")
+def test_coals_quota_counts_what_this_month_has_cost() -> None:
+    alice = make_account("rich", credits=10)
+    lives.succeeded(make_job(alice))
+    kept_back = lives.succeeded(make_job(alice))
+    ledger.refund(
+        account_id=alice.pk,
+        mode="live",
+        reference=str(kept_back.pk),
+        amount_millicredits=400,
+        actor="olga",
+        reason="sorry",
+    )
+    last_month = lives.succeeded(make_job(alice))
+    Hold.objects.filter(reference=str(last_month.pk)).update(
+        created_at=Now() - timedelta(days=32)
+    )
+    lives.failed(make_job(alice))
+    make_job(alice)
+    data = Caller(make_key(alice)).get("/api/v1/magicoal/quota").json()["data"]
+    assert data["used_this_month"] == 1.6
+    assert data["remaining_quota"] == data["balance"] == 6.4
+    assert data["quota_monthly"] == 9.0
 
 
 def test_coals_text_to_video_names_the_image(caller: Caller) -> None:
