@@ -149,7 +149,7 @@ class ProviderError(RenderError):
         retry_after_seconds: float | None = None,
     ) -> None:
         super().__init__(
-            _storable(message),
+            storable(message),
             code=code or ("provider_rejected" if fault is Fault.CUSTOMER else None),
             permanent=fault is Fault.CUSTOMER,
             public=public,
@@ -158,7 +158,7 @@ class ProviderError(RenderError):
         self.fault = fault
 
 
-def _storable(words: str) -> str:
+def storable(words: str) -> str:
     """Return a service's words without what no database takes (NUL, half characters)."""
     return words.encode("utf-8", "replace").decode().replace("\0", " ")
 

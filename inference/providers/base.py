@@ -34,6 +34,7 @@ from inference.errors import (
     Fault,
     ProviderError,
     Unsupported,
+    storable,
 )
 
 State = Literal["queued", "running", "succeeded", "failed", "unknown"]
@@ -164,9 +165,13 @@ class HttpReply:
     body: bytes = field(default=b"", repr=False)
 
     def json(self) -> Any:
-        """Return the decoded body, or None when it is not JSON."""
+        """Return the decoded body, or None when it is not JSON.
+
+        Its texts are without what no database takes; see `storable`.
+        """
         try:
-            return json.loads(self.body)
+            body = json.loads(self.body)
+            return _storable(body) if b"\\u" in self.body else body
         except (ValueError, RecursionError):
             return None
 
@@ -185,6 +190,16 @@ class HttpReply:
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=UTC)
         return _wait((moment - datetime.now(UTC)).total_seconds())
+
+
+def _storable(value: Any) -> Any:
+    if isinstance(value, str):
+        return storable(value)
+    if isinstance(value, list):
+        return [_storable(one) for one in value]
+    if isinstance(value, dict):
+        return {storable(name): _storable(one) for name, one in value.items()}
+    return value
 
 
 def _number(value: str | None) -> float | None:
@@ -583,8 +598,10 @@ class Provider(ABC):
             raise refusal("audio", "reads sound from a public URL only")
         call = self.write_submit(job, self.model(job.model, account), account)
         if account.settings.get("idempotency_key"):
+            # Not marked idempotent: a lost answer is in doubt all the same, so that the
+            # same token goes to the same account again and nowhere else.
             headers = {**call.headers, "Idempotency-Key": job.reference}
-            call = dataclasses.replace(call, headers=headers, idempotent=True)
+            call = dataclasses.replace(call, headers=headers)
         return call
 
     def parse_submit(self, reply: HttpReply, account: ProviderAccount) -> Submitted:

@@ -409,10 +409,11 @@ def test_a_worker_killed_after_the_submit_never_sends_it_again(name, fake, alice
 
 def test_a_server_that_knows_tokens_is_sent_the_same_one_again(fakes, alice):
     fake = world.forget(fakes["openai_videos"])
-    world.enter(fake, settings={"idempotency_key": True})
-    fake.script("submit", "refuse")
+    row = world.enter(fake, settings={"idempotency_key": True})
+    fake.script("submit", "lost")
     job = world.submitted(alice, "openai_videos")
     token = job.submit_token
+    assert (job.step, job.provider_account) == ("reconcile", row)
     world.reconcile_now()
     assert again(job).step == "submit"
     world.work("provider.openai_videos")

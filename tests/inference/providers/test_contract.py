@@ -22,6 +22,7 @@ from inference.providers.base import (
     Evidence,
     FindQuery,
     HttpCall,
+    HttpReply,
     Picture,
     RemoteStatus,
     Submitted,
@@ -250,14 +251,14 @@ def test_a_picture_by_url_needs_storage_the_provider_can_reach(name):
 
 
 @every_provider
-def test_a_submit_is_not_repeatable_unless_the_operator_says_the_server_honours_keys(
+def test_a_lost_submit_is_in_doubt_also_where_the_server_honours_keys(
     name,
 ):
     adapter = provider(name)
     assert not adapter.build_submit(make_job(name), ACCOUNT).idempotent
     account = make_account(idempotency_key=True)
     call = adapter.build_submit(make_job(name), account)
-    assert call.idempotent
+    assert not call.idempotent
     assert call.headers["Idempotency-Key"] == "attempt-1"
     assert adapter.evidence(account, callback_url=None) is Evidence.CLIENT_TOKEN
 
@@ -513,3 +514,8 @@ def test_fakes_share_no_code_with_adapters_or_dialects_nor_the_reverse():
 def test_features_of_the_catalogue_are_all_known_to_the_option_check():
     unknown = {str(feature) for feature in Feature} - set(OPTIONS) - {"fps"}
     assert not unknown
+
+
+def test_what_no_database_takes_never_comes_out_of_an_answer():
+    reply = HttpReply(200, body=b'{"id": "a\\u0000b", "n\\ud800": [{"p": "\\udfffc"}]}')
+    assert reply.json() == {"id": "a b", "n?": [{"p": "?c"}]}
