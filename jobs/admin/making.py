@@ -164,7 +164,7 @@ class ProviderAccountForm(ReasonedModelForm):
             return ""
         try:
             given = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValidationError(f"This is no JSON: {error}") from error
         if not isinstance(given, dict):
             raise ValidationError("It must be one JSON object.")

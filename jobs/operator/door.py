@@ -25,6 +25,8 @@ from billing import errors as billing_errors
 from billing import operator_keys, throttles
 from billing.operator_keys import OperatorKey
 from billing.throttles import Allowance
+from jobs import strict_json
+from jobs.errors import InvalidRequest
 
 log = structlog.get_logger()
 PROBLEM = "application/problem+json"
@@ -61,7 +63,7 @@ class _Scheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
 
 
 class StrictJSONParser(JSONParser):
-    """JSON whose nesting and numbers are what we can hold."""
+    """JSON read as strictly as the customers' (see ``strict_json``)."""
 
     def parse(
         self,
@@ -70,9 +72,13 @@ class StrictJSONParser(JSONParser):
         parser_context: Mapping[str, Any] | None = None,
     ) -> Any:
         try:
-            return super().parse(stream, media_type, parser_context)
-        except RecursionError as error:
-            raise exceptions.ParseError("The body is nested too deeply.") from error
+            return strict_json.parse(stream.read().decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise exceptions.ParseError("The body is not valid UTF-8.") from error
+        except InvalidRequest as refused:
+            if refused.field is None:
+                raise exceptions.ParseError(refused.message) from refused
+            raise Unacceptable({refused.field: [refused.message]}) from refused
 
 
 class Conflict(exceptions.APIException):

@@ -101,6 +101,21 @@ def test_nul_in_a_path_is_a_path_nobody_serves(shop: Shop) -> None:
     refused(shop.post(f"accounts/{account}/grants/a%00b/take-back"), 404)
 
 
+@pytest.mark.parametrize("text", ['"\\ud800"', '"a\\u0000"', "NaN", "1e999"])
+@pytest.mark.parametrize("field", ["mode", "name"])
+def test_what_json_should_not_hold_is_refused_naming_the_field(
+    shop: Shop, field: str, text: str
+) -> None:
+    answer = shop.http.generic(
+        "POST",
+        f"/operator/v1/accounts/{make_account('alice').pk}/keys",
+        f'{{"{field}": {text}}}'.encode(),
+        content_type="application/json",
+        headers={"authorization": f"Bearer {shop.key}"},
+    )
+    refused(answer, 422, field)
+
+
 def test_a_customers_key_is_no_operator_key(shop: Shop) -> None:
     _, key = keys.mint(make_account("alice"), "live")
     answer = Client().get(
