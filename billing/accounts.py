@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -118,3 +119,17 @@ def terms_of_account(account_id: UUID) -> PlanTerms:
     """Return the plan's limits as they stand now, for work that outlives a request."""
     account = Account.objects.select_related("plan").get(pk=account_id)
     return terms_of(account.plan, is_trusted=account.is_trusted)
+
+
+def deleted(since: datetime | None = None) -> list[UUID]:
+    """Return the ids of all deleted accounts, or of those deleted since then."""
+    gone = Account.objects.filter(deleted_at__isnull=False)
+    if since is not None:
+        gone = gone.filter(deleted_at__gte=since)
+    return list(gone.values_list("pk", flat=True))
+
+
+def disabled() -> list[UUID]:
+    """Return the ids of accounts that are disabled and not deleted."""
+    off = Account.objects.filter(is_active=False, deleted_at__isnull=True)
+    return list(off.values_list("pk", flat=True))

@@ -362,3 +362,17 @@ def revoke(*, account_id: UUID, key_id: str) -> ApiKey:
     # Other processes follow within CACHE_SECONDS; this one at once.
     forget()
     return key
+
+
+def revoked(since: datetime | None = None) -> list[str]:
+    """Return the ids of all revoked keys, or of those revoked since then."""
+    stopped = ApiKey.objects.filter(revoked_at__isnull=False)
+    if since is not None:
+        stopped = stopped.filter(revoked_at__gte=since)
+    return list(stopped.values_list("pk", flat=True))
+
+
+def account_of_live(key_id: str) -> UUID | None:
+    """Return whose key this is, or None where it is revoked or unknown."""
+    live = ApiKey.objects.filter(pk=key_id, revoked_at__isnull=True)
+    return live.values_list("account_id", flat=True).first()

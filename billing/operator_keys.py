@@ -80,3 +80,15 @@ def revoke(key_id: str) -> OperatorKey:
     if key is None:
         raise UnknownKey(f"no operator key {key_id}")
     return key
+
+
+def revoked(since: datetime | None = None) -> list[str]:
+    """Return the ids of all revoked keys, or of those revoked since then."""
+    stopped = OperatorKey.objects.filter(revoked_at__isnull=False)
+    if since is not None:
+        stopped = stopped.filter(revoked_at__gte=since)
+    return list(stopped.values_list("pk", flat=True))
+
+
+def is_live(key_id: str) -> bool:
+    return OperatorKey.objects.filter(pk=key_id, revoked_at__isnull=True).exists()

@@ -33,6 +33,7 @@ from jobs import (
     lifecycle,
     outside,
     retention,
+    stops,
     watch,
     webhooks,
 )
@@ -42,6 +43,8 @@ from jobs.states import Status, Step
 log = structlog.get_logger()
 
 BATCH = 200
+#: How soon storage knows what was stopped for good.
+STOPS_EVERY_SECONDS = 5.0
 
 
 @dataclass
@@ -68,6 +71,7 @@ def chores() -> list[Chore]:
         Chore("canary", settings.CANARY_EVERY_SECONDS, watch.Canary().look),
         Chore("workers", settings.CANARY_EVERY_SECONDS, watch.look_at_workers),
         Chore("loops", settings.CANARY_EVERY_SECONDS, watch.Loops().look),
+        Chore("stops", STOPS_EVERY_SECONDS, stops.Writer().look, apart=True),
         Chore(
             "retention",
             settings.RETENTION_EVERY_SECONDS,

@@ -2,8 +2,8 @@
 
 Postgres then is older than S3, than the providers and than the till. Each finding says
 what it is, whether ``repair`` may put it right, and what a person must do otherwise.
-Safe are repairs that follow from what is certain: a file that is not there, a job that
-has ended, a payment that the till has.
+Safe are repairs that follow from what is certain: a key that was revoked, a file that is
+not there, a job that has ended, a payment that the till has.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from django.db.models import Q
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from billing import accounts, ledger
-from billing.errors import BillingError
+from billing import accounts, keys, ledger, operator_keys
+from billing.errors import BillingError, UnknownAccount
 from inference.errors import ProviderError, RenderError
 from inference.providers import transport
 from inference.providers.base import Evidence, FindQuery
-from jobs import context, lifecycle, outside, retention
+from jobs import account_deletion, context, lifecycle, outside, retention, stops
 from jobs.models import DeletionRecord, Job, ProviderAccount
 from jobs.provider_steps import http
 from jobs.states import ACTIVE, Status, Step
@@ -49,6 +49,7 @@ class Finding:
 
 def findings(*, since: datetime, payments: Path | None) -> Iterator[Finding]:
     """Yield what disagrees; ``since`` is the moment the backup shows."""
+    yield from stopped_before(since)
     yield from ledger_mismatches()
     yield from settled_late()
     yield from missing_files()
@@ -56,6 +57,52 @@ def findings(*, since: datetime, payments: Path | None) -> Iterator[Finding]:
     yield from provider_jobs(since)
     if payments is not None:
         yield from lost_payments(payments)
+
+
+# --------------------------------------------------------------------- what stopped
+
+
+def stopped_before(since: datetime) -> Iterator[Finding]:
+    """Keys, operators' keys and accounts that are back although they were stopped."""
+    told = set()
+    for stop in stops.written():
+        if (found := _back(stop, since)) is not None and found.subject not in told:
+            told.add(found.subject)
+            yield found
+
+
+def _back(stop: stops.Stop, since: datetime) -> Finding | None:
+    name = stop.subject
+    if stop.kind == "key":
+        owner = keys.account_of_live(name)
+        if owner is None:
+            return None
+        revoke = partial(keys.revoke, account_id=owner, key_id=name)
+        return Finding("key", name, f"of account {owner}: was revoked, works", revoke)
+    if stop.kind == "operator-key":
+        if not operator_keys.is_live(name):
+            return None
+        revoke_it = partial(operator_keys.revoke, name)
+        return Finding("operator key", name, "was revoked and works", revoke_it)
+    try:
+        account = accounts.get_account(UUID(name))
+    except (UnknownAccount, ValueError):
+        return None  # opened after the backup
+    if account.deleted_at is not None:
+        return None
+    if stop.kind == "account-deleted":
+        again = partial(_delete_again, account.pk)
+        return Finding("account", name, "was deleted and is there", again)
+    if account.is_active and stop.at >= since:
+        # Perhaps it was enabled later: nobody but a person knows.
+        return Finding("account", name, f"was disabled at {stop.at:%F %R} UTC")
+    return None
+
+
+def _delete_again(account_id: UUID) -> None:
+    left = account_deletion.delete_account(account_id, actor="reconcile_restore")
+    if left:
+        raise ValueError(f"{left} of its jobs are being stopped; run this again then")
 
 
 # -------------------------------------------------------------------------- money

@@ -122,6 +122,8 @@ class FakeService:
         self.jobs: dict[str, Job] = {}
         self.calls: deque[Call] = deque(maxlen=calls_kept)
         self.counts: Counter[str] = Counter()
+        #: scripted faults by place, counted as their calls arrive
+        self.faults_met: Counter[str] = Counter()
         self.callbacks: list[tuple[str, int]] = []  # (job id, HTTP status or 0)
         self._faults: list[Fault] = []
         self._token_uses: Counter[str] = Counter()
@@ -363,6 +365,7 @@ class FakeService:
         handle: Callable[[Request, dict[str, str]], Reply],
         params: dict[str, str],
     ) -> Reply:
+        self.faults_met[fault.place] += 1
         kind, _, detail = fault.kind.partition(":")
         if kind == "refuse":
             raise Hangup

@@ -60,12 +60,9 @@ def test_a_worker_killed_between_submit_and_id_pays_once(
     with live_stack.client(live_stack.key()) as client:
         job_id = create(client)
         wait_until(
-            lambda: live_stack.sql(
-                "SELECT 1 FROM jobs_job WHERE id = %s AND submit_sent_at IS NOT NULL",
-                job_id,
-            ),
+            lambda: fake.faults_met["submit"],
             seconds=20,
-            what="the submit to be under way",
+            what="the submit to be there",
             every=0.05,
         )
         killed = live_stack.kill("worker-provider")

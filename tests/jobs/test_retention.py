@@ -13,10 +13,19 @@ from django.contrib.auth import get_user_model
 from django.core.management import call_command
 from django.db import connection
 
-from billing import keys, ledger, prices
+from billing import accounts, keys, ledger, operator_keys, prices
 from billing.errors import InvalidKey
-from billing.models import Account, Member
-from jobs import account_deletion, context, intake, lifecycle, retention, routing, watch
+from billing.models import Account, ApiKey, Member, OperatorKey
+from jobs import (
+    account_deletion,
+    context,
+    intake,
+    lifecycle,
+    retention,
+    routing,
+    stops,
+    watch,
+)
 from jobs.models import (
     DeletionRecord,
     IdempotencyRecord,
@@ -327,3 +336,56 @@ def test_an_open_job_is_no_incident(alice: Account) -> None:
     make_job(alice)
     watch.look_at_holds()
     assert not Incident.objects.exists()
+
+
+def test_a_restore_brings_no_revoked_key_and_no_deleted_customer_back(
+    alice: Account,
+) -> None:
+    key, _ = keys.mint(alice, "live")
+    operators, _ = operator_keys.mint(
+        get_user_model().objects.create_superuser("olga"), name="shop"
+    )
+    bob, carl, dora = (make_account(name) for name in ("bob", "carl", "dora"))
+    writer = stops.Writer()
+    writer.look()
+    keys.revoke(account_id=alice.pk, key_id=key.pk)
+    operator_keys.revoke(operators.pk)
+    account_deletion.delete_account(bob.pk, actor="olga")
+    for account in (carl, dora):
+        accounts.change_account(account.pk, is_active=False)
+    writer.look()
+    stored_once = stored("stopped/")
+    writer.look()
+    stops.Writer().look()  # another housekeeper begins
+    assert stored("stopped/") == stored_once
+
+    # As the backup has it.
+    ApiKey.objects.update(revoked_at=None)
+    OperatorKey.objects.update(revoked_at=None)
+    Account.objects.update(is_active=True, deleted_at=None)
+    accounts.change_account(dora.pk, is_active=False)
+    stops.Writer().look()  # somebody starts the housekeeper too early
+    told = reconcile()
+    for subject in (key.pk, operators.pk, bob.pk, carl.pk):
+        assert str(subject) in told
+    assert str(dora.pk) not in told
+    assert ApiKey.objects.get(pk=key.pk).revoked_at is None
+    told = reconcile("--repair")
+    assert told.count("[repaired]") == 3
+    assert ApiKey.objects.get(pk=key.pk).revoked_at is not None
+    assert OperatorKey.objects.get(pk=operators.pk).revoked_at is not None
+    bob.refresh_from_db()
+    assert bob.deleted_at is not None
+    carl.refresh_from_db()
+    assert carl.is_active  # it may have been enabled later: a person knows
+    told = reconcile("--repair")
+    assert str(carl.pk) in told
+    assert "[repaired]" not in told
+
+
+def test_an_account_disabled_twice_is_written_down_twice(alice: Account) -> None:
+    writer = stops.Writer()
+    for is_active in (False, True, False):
+        accounts.change_account(alice.pk, is_active=is_active)
+        writer.look()
+    assert len(stored(f"stopped/account-disabled/{alice.pk}/")) == 2

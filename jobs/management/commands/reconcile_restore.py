@@ -13,7 +13,8 @@ from jobs import restoring
 
 NOTICE = """\
 Also true after a restore, and only you can know which:
-- keys revoked, passwords changed and accounts deleted since then are back: do it again;
+- operators' passwords and rights, and customers' former webhook secrets, are those of
+  then: change again what was changed since;
 - prices, routes and plans are those of then;
 - webhooks sent since then may be sent again (receivers know them by webhook-id)."""
 
