@@ -98,6 +98,12 @@ def deliver_next() -> bool:
     delivery = WebhookDelivery.objects.select_related("event__job", "endpoint").get(
         pk=row[0]
     )
+    if delivery.endpoint is not None and not delivery.endpoint.is_enabled:
+        # Left in the moment it was switched off. Whoever enables it can send it again.
+        WebhookDelivery.objects.filter(pk=delivery.pk).update(
+            state="failed", claimed_until=None
+        )
+        return True
     _record(delivery, _send(delivery))
     return True
 

@@ -317,6 +317,18 @@ def test_gone_switches_the_endpoint_off_and_tells_the_others(
     assert Incident.objects.get().kind == "webhook_endpoint"
 
 
+def test_an_endpoint_that_was_switched_off_is_called_no_more(
+    alice: Account, receiver: Receiver
+) -> None:
+    hook = endpoint(alice, receiver.url)
+    finish(make_job(alice))  # as it is switched off: the event did not see it
+    WebhookEndpoint.objects.filter(pk=hook.pk).update(is_enabled=False)
+    while deliveries.deliver_next():
+        pass
+    assert receiver.calls == []
+    assert WebhookDelivery.objects.get().state == "failed"
+
+
 def test_at_most_1_kb_of_an_answer_is_kept(alice: Account, receiver: Receiver) -> None:
     endpoint(alice, receiver.url)
     receiver.answer = b"x" * 10_000_000
