@@ -27,7 +27,14 @@ def context() -> Context:
         ),
         egress=egress.Egress(
             settings.EGRESS_ALLOW_HOSTS,
-            deny_hosts=[urlsplit(settings.PUBLIC_URL).hostname or ""],
+            deny_hosts=[
+                urlsplit(url).hostname or ""
+                for url in (
+                    settings.PUBLIC_URL,
+                    settings.S3_PUBLIC_ENDPOINT_URL,
+                    settings.S3_ENDPOINT_URL,
+                )
+            ],
         ),
         workdir=settings.WORK_DIR,
         weights=settings.WEIGHTS_DIR,

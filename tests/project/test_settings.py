@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 
-from project import embedded, env, state
+from inference.errors import InputRejected
+from project import embedded, env, state, wiring
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRETS = ["SECRET_KEY", "SECRETS_KEY", "API_KEY_PEPPER", "METRICS_TOKEN"]
@@ -87,6 +88,15 @@ def test_former_secret_keys_are_given_to_django(tmp_path):
     given = {**ELSEWHERE, "SECRET_KEY_FALLBACKS": "older, oldest"}
     done = load_settings(given, tmp_path / "home", "settings.SECRET_KEY_FALLBACKS")
     assert done.stdout == "['older', 'oldest']\n", done.stderr
+
+
+@pytest.mark.parametrize("name", ["api", "files", "s3"])
+def test_nobody_has_webhooks_posted_to_our_own_hosts(name, settings):
+    settings.PUBLIC_URL = "https://api.zoetrope.example"
+    settings.S3_PUBLIC_ENDPOINT_URL = "https://files.zoetrope.example"
+    settings.S3_ENDPOINT_URL = "https://s3.zoetrope.example:8333"
+    with pytest.raises(InputRejected, match="this service"):
+        wiring.context().egress.post(f"https://{name}.zoetrope.example/", b"", {})
 
 
 def test_with_everything_given_nothing_is_made(tmp_path):
