@@ -60,13 +60,15 @@ SELECT step, outcome, error_code AS code, count(*) AS attempts
  GROUP BY step, outcome, error_code
 """
 
+# What waits for an address that fails is that customer's affair, not our lag.
 _WEBHOOKS = """
 SELECT count(*) AS pending,
        coalesce(extract(epoch FROM statement_timestamp() - min(next_at)), 0) AS lag_seconds,
        (SELECT count(*) FROM jobs_webhooklane WHERE open_until > statement_timestamp()) AS lanes_open
-  FROM jobs_webhookdelivery
+  FROM jobs_webhookdelivery d
  WHERE state = 'pending' AND next_at <= statement_timestamp()
    AND (claimed_until IS NULL OR claimed_until < statement_timestamp())
+   AND NOT EXISTS (SELECT FROM jobs_webhooklane l WHERE l.key = d.lane)
 """
 
 _WAITING_RETRIES = """

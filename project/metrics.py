@@ -179,7 +179,7 @@ def _money() -> Iterator[Metric]:
 def _webhooks() -> Iterator[Metric]:
     due = figures.webhooks()
     for name, text, value in (
-        ("webhooks_due", "Deliveries due and not yet sent.", due.pending),
+        ("webhooks_due", "Deliveries due, to addresses that answer.", due.pending),
         ("webhook_lag_seconds", "How late the first of them is.", due.lag_seconds),
         ("webhook_lanes_open", "Addresses left alone for failing.", due.lanes_open),
         (

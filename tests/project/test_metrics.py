@@ -16,7 +16,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from inference.errors import RenderError
 from jobs import claims, incidents, lifecycle
-from jobs.models import Job, ProviderAccount, WebhookDelivery, WebhookEvent, Worker
+from jobs.models import (
+    Job,
+    ProviderAccount,
+    WebhookDelivery,
+    WebhookEvent,
+    WebhookLane,
+    Worker,
+)
 from project import metrics
 from tests.factories import make_account, make_key
 from tests.jobs.api.test_native import PICTURE
@@ -113,6 +120,20 @@ def test_workers_webhooks_providers_and_incidents_are_shown() -> None:
     assert found["incidents_open", "ledger"] == 1
     assert found[("housekeeper_running",)] == 0
     assert found[("poller_running",)] == 0
+
+
+def test_a_customer_who_is_down_is_not_our_lag() -> None:
+    account = make_account("alice")
+    event = WebhookEvent.objects.create(account=account, mode="live", type="test")
+    for lane in ("dead", "well"):
+        WebhookDelivery.objects.create(event=event, url="https://a.example", lane=lane)
+    WebhookDelivery.objects.filter(lane="dead").update(next_at="2000-01-01T00:00Z")
+    WebhookLane.objects.create(
+        key="dead", failures_in_row=3, open_until="2000-01-01T00:01Z"
+    )
+    found = figures()
+    assert found[("webhooks_due",)] == 1
+    assert found[("webhook_lag_seconds",)] < 60
 
 
 def test_a_silent_worker_is_not_alive() -> None:
