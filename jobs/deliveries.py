@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import structlog
+from django.db import Error as DatabaseError
 from django.db import connection, transaction
 from django.db.models import Q
 from django.db.models.functions import Now
@@ -21,6 +23,8 @@ from django.db.models.functions import Now
 from inference.errors import InputRejected, RenderError
 from jobs import bells, context, event_bodies, webhooks
 from jobs.models import WebhookDelivery, WebhookLane
+
+log = structlog.get_logger()
 
 TIMEOUT_SECONDS = 15.0
 ANSWER_BYTES = 1024
@@ -95,9 +99,9 @@ def deliver_next() -> bool:
         row = cursor.fetchone()
     if row is None:
         return False
-    delivery = WebhookDelivery.objects.select_related("event__job", "endpoint").get(
-        pk=row[0]
-    )
+    # Without the endpoint's secret: one that nobody can read must not stop us here.
+    rows = WebhookDelivery.objects.select_related("event__job", "endpoint")
+    delivery = rows.defer("endpoint__secret").get(pk=row[0])
     if delivery.endpoint is not None and not delivery.endpoint.is_enabled:
         # Left in the moment it was switched off. Whoever enables it can send it again.
         WebhookDelivery.objects.filter(pk=delivery.pk).update(
@@ -116,6 +120,8 @@ class Outcome:
     answer: str
     seconds: float
     retry_after_seconds: float | None = None
+    #: Nothing was sent, by a fault of ours that says nothing about the receiver.
+    is_our_fault: bool = False
 
     @property
     def is_ok(self) -> bool:
@@ -134,6 +140,14 @@ def _send(delivery: WebhookDelivery) -> Outcome:
         return Outcome(0, f"refused: {refused}", time.monotonic() - started)
     except RenderError as error:
         return Outcome(0, str(error), time.monotonic() - started)
+    except DatabaseError:
+        raise  # the claim runs out, and it is tried again
+    except Exception:
+        # A secret nobody can read, an event we cannot word: it would come back for ever
+        # and its owner would see nothing.
+        log.exception("webhook_not_made", delivery=delivery.pk)
+        seconds = time.monotonic() - started
+        return Outcome(0, "not sent: a fault of ours", seconds, is_our_fault=True)
     answer = reply.body[:ANSWER_BYTES].decode("utf-8", "replace").replace("\x00", "")
     return Outcome(
         reply.status,
@@ -171,7 +185,7 @@ def _record(delivery: WebhookDelivery, outcome: Outcome) -> None:
         changes["next_at"] = Now() + timedelta(seconds=pause)
     with transaction.atomic():
         # The lane first: who holds it may touch all its deliveries.
-        open_until = _note_lane(delivery, outcome)
+        open_until = None if outcome.is_our_fault else _note_lane(delivery, outcome)
         WebhookDelivery.objects.filter(pk=delivery.pk).update(**changes)
         if open_until is not None:
             # Else every look for work would read past all that waits for this address.

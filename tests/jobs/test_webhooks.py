@@ -329,6 +329,34 @@ def test_an_endpoint_that_was_switched_off_is_called_no_more(
     assert WebhookDelivery.objects.get().state == "failed"
 
 
+@pytest.mark.parametrize("is_own_address", [True, False])
+def test_a_secret_nobody_can_read_is_logged_and_tried_by_the_schedule(
+    alice: Account, receiver: Receiver, settings: Any, is_own_address: bool
+) -> None:
+    if is_own_address:
+        finish(make_job(alice, webhook=WebhookTarget(url=receiver.url)))
+        webhooks.account_secret(alice.pk, "live")
+    else:
+        endpoint(alice, receiver.url)
+        finish(make_job(alice))
+    readable, settings.SECRETS_KEY = (
+        settings.SECRETS_KEY,
+        Fernet.generate_key().decode(),
+    )
+    assert deliveries.deliver_next()
+    rows = WebhookDelivery.objects.all()
+    delivery = rows.get()
+    assert delivery.log[0]["answer"] == "not sent: a fault of ours"
+    assert (delivery.state, delivery.claimed_until) == ("pending", None)
+    assert not WebhookLane.objects.exists()  # the receiver did nothing wrong
+    assert not deliveries.deliver_next()  # not before its pause
+    settings.SECRETS_KEY = readable
+    due_now()
+    assert deliveries.deliver_next()
+    assert rows.get().state == "delivered"
+    assert len(receiver.calls) == 1
+
+
 def test_at_most_1_kb_of_an_answer_is_kept(alice: Account, receiver: Receiver) -> None:
     endpoint(alice, receiver.url)
     receiver.answer = b"x" * 10_000_000
