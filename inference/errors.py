@@ -6,7 +6,8 @@ RenderError                     any failure of one step
 ├── ContentBlocked              a safety rule refused input or output (permanent)
 ├── Unsupported                 this engine or provider cannot do what was asked (permanent)
 ├── Stopped                     ``should_stop`` answered true; not a failure of the job
-├── OutOfMemory                 the device or host had too little memory
+├── OutOfMemory                 the device or host had too little memory (permanent: on this
+│                               route, whatever is tried)
 ├── EngineFailed                the engine broke; another try may help
 │   └── EngineBroken            the process can make no more videos (sticky CUDA error)
 ├── FetchFailed                 a customer's or provider's address did not answer well

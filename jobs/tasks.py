@@ -187,7 +187,10 @@ def _stopped(held: Held) -> None:
 
 def _failed(held: Held, error: RenderError) -> None:
     try:
-        if error.permanent or isinstance(error, InputRejected):
+        if error.permanent and isinstance(error, OutOfMemory):
+            # Too large for the machines of this route only.
+            lifecycle.reroute(held.claim, error)
+        elif error.permanent or isinstance(error, InputRejected):
             lifecycle.fail(held.claim, error)
             if error.code == lifecycle.BLOCKED:
                 retention.delete_blocked(claims.load(held.claim))

@@ -18,13 +18,14 @@ from inference.errors import (
     FetchFailed,
     InputRejected,
     OutageError,
+    OutOfMemory,
     ProviderError,
     RenderError,
 )
-from jobs import claims, intake, lifecycle, slots
-from jobs.claims import Claim
+from jobs import claims, intake, lifecycle, routing, slots, steps, tasks
+from jobs.claims import Claim, Held
 from jobs.errors import InsufficientCredits, NotAcceptableNow
-from jobs.models import Attempt, Job, JobUpload
+from jobs.models import Attempt, Job, JobUpload, Route
 from jobs.states import Status, Step
 from tests.billing.factories import Customer
 from tests.factories import credential, make_account, make_job, make_request
@@ -123,6 +124,35 @@ def test_a_step_is_tried_three_times_and_then_the_job_fails(alice: Account) -> N
     assert job.status == Status.FAILED
     assert available(alice) == 10_000
     assert [a.outcome for a in job.attempts.all()] == ["failed"] * 3
+
+
+def test_a_clip_too_large_for_one_route_is_made_on_the_next_or_refunded(
+    alice: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_out(held: Held) -> None:
+        raise OutOfMemory("48 GB", permanent=True)
+
+    monkeypatch.setitem(vars(steps)["STEPS"], Step.GENERATE, run_out)
+    Route.objects.create(
+        model="motion",
+        name="larger",
+        kind="engine",
+        queue="media",
+        runner="motion",
+        rank=9,
+    )
+    routing.forget()
+    job = make_job(alice, seconds=5)
+    assert job.route["name"] == "cpu"
+    tasks._do(Held(prepared(job)))
+    job.refresh_from_db()
+    assert (job.status, job.route["name"], job.queue) == ("running", "larger", "media")
+    assert held(alice) == 1000
+    tasks._do(Held(claim("media")))
+    job.refresh_from_db()
+    assert (job.status, job.error_code) == ("failed", "out_of_memory")
+    assert (available(alice), held(alice)) == (10_000, 0)
+    routing.forget()
 
 
 def test_our_own_outage_uses_up_no_try(alice: Account) -> None:

@@ -189,6 +189,10 @@ class WanEngine:
             lively.check()
             failed = False
             self._tiled_jobs = frozenset([request.reference] * self._tiled)
+        except OutOfMemory as error:
+            # It was the second time, with all the memory there is: nobody tries again.
+            error.permanent = True
+            raise
         except EngineBroken as error:
             self._broken = str(error)
             raise
@@ -314,7 +318,7 @@ class WanEngine:
         started = self._lap("text", started)
 
         meter.stage("image")
-        model.bring("image", working_bytes=job.working_bytes)
+        self._bring(job, "image")
         start = self._conditions(job, meter)
         started = self._lap("image", started)
 
@@ -340,6 +344,7 @@ class WanEngine:
                 loras=job.loras[index],
                 cached=job.cached,
                 working_bytes=job.working_bytes,
+                alone=self._tiled,
             ),
             tick=meter.forward,
         )
@@ -351,7 +356,7 @@ class WanEngine:
         kept = self._texts.get(encoder, prompt)
         if kept is not None:
             return kept
-        job.model.bring("text", working_bytes=job.working_bytes)
+        self._bring(job, "text")
         made = text.encode(job.model.pipe, prompt, self.device)
         self._texts.put(encoder, prompt, made)
         return made
@@ -382,7 +387,10 @@ class WanEngine:
             )
 
     def _twice(self, job: _Job, make: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Run ``make``; after running out of memory once more, with a tiled VAE."""
+        """Run ``make``; after running out of memory once more, with all there is.
+
+        Then every phase has the card to itself, and the VAE goes in tiles.
+        """
         try:
             with translated():
                 return make()
@@ -403,8 +411,6 @@ class WanEngine:
     ) -> Generator[Frame, None, None]:
         """Yield ``wanted`` frames; after running out of memory go on in tiles."""
         meter.stage("decode")
-        with translated():
-            job.model.bring("decode", working_bytes=job.working_bytes)
         started, given = self._clock(), 0
         while True:
             chunks = self._chunks(job, latents, meter)
@@ -420,8 +426,8 @@ class WanEngine:
                     started = self._clock()
                     if given == wanted:
                         return
-            except OutOfMemory:
-                if self._tiled:
+            except OutOfMemory as error:
+                if self._tiled or error.permanent:
                     raise
             finally:
                 chunks.close()
@@ -437,6 +443,8 @@ class WanEngine:
             done += 1
             meter.decoded(done / pieces)
 
+        with translated():
+            self._bring(job, "decode")
         decode = vae.tiled if self._tiled else vae.stream
         made = decode(job.model.pipe.vae, latents, tick)
         try:
@@ -450,6 +458,9 @@ class WanEngine:
             made.close()
 
     # Small things
+
+    def _bring(self, job: _Job, phase: str) -> None:
+        job.model.bring(phase, working_bytes=job.working_bytes, alone=self._tiled)
 
     def _clean(self, model: Model, *, failed: bool) -> None:
         if self._broken is not None:

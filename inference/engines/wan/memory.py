@@ -14,7 +14,13 @@ from dataclasses import dataclass
 
 import torch
 
-from inference.engines.wan.residency import RESERVE_BYTES, Part, Residency, TooSmall
+from inference.engines.wan.residency import (
+    RESERVE_BYTES,
+    Move,
+    Part,
+    Residency,
+    TooSmall,
+)
 from inference.errors import OutOfMemory
 
 Loader = Callable[[], torch.nn.Module]
@@ -27,6 +33,7 @@ class _Held:
     module: torch.nn.Module
     #: host copies of its tensors, by identity of the parameter or buffer
     host: dict[torch.Tensor, torch.Tensor] | None = None
+    is_on_device: bool = True
 
 
 class Residence:
@@ -49,59 +56,76 @@ class Residence:
         *,
         working_bytes: int = 0,
         later: Sequence[str] = (),
+        alone: bool = False,
     ) -> list[torch.nn.Module]:
         """Return the parts' modules, all on the device with ``working_bytes`` to spare.
 
-        ``later`` names what the job needs after this. Raises OutOfMemory when they cannot fit.
+        ``later`` names what the job needs after this; ``alone`` leaves nothing else on
+        the device. Raises OutOfMemory when they cannot fit.
         """
         parts = [self._loaders[name][0] for name in names]
         try:
-            moves = self.plan.want(parts, working_bytes=working_bytes, later=later)
+            moves = self.plan.want(
+                parts, working_bytes=working_bytes, later=later, alone=alone
+            )
         except TooSmall as error:
             raise OutOfMemory(f"{', '.join(names)}: {error}", permanent=True) from error
-        for move in moves:
-            if move.to == "device":
-                self._bring(move.part)
-            elif move.origin == "device":
-                self._take_off(move.part, keep=move.to == "pinned")
-            else:
-                self._drop_copy(move.part)
+        for place, move in enumerate(moves):
+            try:
+                self._make(move)
+            except BaseException:
+                # The plan counts these as done: read them from disk when next wanted.
+                for undone in moves[place:]:
+                    self._forget(undone.part)
+                raise
         return [self._held[name].module for name in names]
+
+    def _make(self, move: Move) -> None:
+        if move.to == "device":
+            self._bring(move.part)
+        elif move.to == "pinned":
+            self._take_off(move.part)
+        else:
+            self._drop(move.part, copy_only=move.origin == "pinned")
 
     def _bring(self, name: str) -> None:
         held = self._held.get(name)
-        try:
-            if held is None:
-                module = self._loaders[name][1]().to(self.device)
-                self._held[name] = _Held(module)
-            elif held.host is not None:
-                for tensor, copy in held.host.items():
-                    tensor.data = copy.to(self.device, non_blocking=True, copy=True)
-        except BaseException:
-            self.plan.forget(name)
-            self._held.pop(name, None)
-            raise
+        if held is None:
+            module = self._loaders[name][1]().to(self.device)
+            self._held[name] = _Held(module)
+        elif held.host is not None:
+            for tensor, copy in held.host.items():
+                tensor.data = copy.to(self.device, non_blocking=True, copy=True)
+            held.is_on_device = True
 
-    def _take_off(self, name: str, *, keep: bool) -> None:
+    def _take_off(self, name: str) -> None:
         held = self._held[name]
-        for call in self._leaving:
-            call(held.module)
-        if not keep:
-            del self._held[name]
-            # A pipeline may still point to the module; its memory goes all the same.
-            for tensor in _tensors(held.module):
-                tensor.data = torch.empty(0, dtype=tensor.dtype)
-            return
+        self._tell_leaving(held.module)
         if held.host is None:
             held.host = {t: _host_copy(t.data) for t in _tensors(held.module)}
         for tensor, copy in held.host.items():
             tensor.data = copy
+        held.is_on_device = False
 
-    def _drop_copy(self, name: str) -> None:
-        if self.plan.tier(name) == "device":
-            self._held[name].host = None
-        else:
-            self._held.pop(name, None)
+    def _drop(self, name: str, *, copy_only: bool) -> None:
+        held = self._held[name]
+        if copy_only and held.is_on_device:
+            held.host = None
+            return
+        del self._held[name]
+        self._tell_leaving(held.module)
+        # A pipeline may still point to the module; its memory goes all the same.
+        for tensor in _tensors(held.module):
+            tensor.data = torch.empty(0, dtype=tensor.dtype)
+
+    def _forget(self, name: str) -> None:
+        self.plan.forget(name)
+        if name in self._held:
+            self._drop(name, copy_only=False)
+
+    def _tell_leaving(self, module: torch.nn.Module) -> None:
+        for call in self._leaving:
+            call(module)
 
 
 def _tensors(module: torch.nn.Module) -> list[torch.Tensor]:

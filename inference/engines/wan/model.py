@@ -101,8 +101,11 @@ class Model:
     def text_encoder(self) -> str:
         return self.digests["text_encoder"]
 
-    def bring(self, phase: str, *, working_bytes: int) -> None:
-        """Put the parts a phase needs on the device and into the pipeline."""
+    def bring(self, phase: str, *, working_bytes: int, alone: bool = False) -> None:
+        """Put the parts a phase needs on the device and into the pipeline.
+
+        ``alone`` sends every other part away first, whosever it is.
+        """
         order = phases(self._sizes, working_bytes=working_bytes)
         (place,) = (i for i, it in enumerate(order) if it.name == phase)
         later = [self._key(n) for after in order[place + 1 :] for n in after.parts]
@@ -111,6 +114,7 @@ class Model:
             [self._key(name) for name in names],
             working_bytes=order[place].working_bytes,
             later=later,
+            alone=alone,
         )
         for name, module in zip(names, modules, strict=True):
             if getattr(self.pipe, name) is not module:
@@ -128,10 +132,11 @@ class Model:
         loras: Sequence[Weighted],
         cached: bool,
         working_bytes: int,
+        alone: bool = False,
     ) -> WanTransformer3DModel:
         """Return one transformer, on the device, with exactly these LoRAs in it."""
         name = self.profile.experts[index]
-        self.bring(name, working_bytes=working_bytes)
+        self.bring(name, working_bytes=working_bytes, alone=alone)
         module = getattr(self.pipe, name)
         merged_in(module).apply(loras)
         if cached and not module.is_cache_enabled:

@@ -73,10 +73,13 @@ class Residency:
         *,
         working_bytes: int = 0,
         later: Sequence[str] = (),
+        alone: bool = False,
     ) -> list[Move]:
         """Return the moves, in order, after which ``parts`` are on the device.
 
-        ``later`` names what this job needs after this, soonest first. Raises TooSmall, leaving everything as it was, when they do not fit alone.
+        ``later`` names what this job needs after this, soonest first; ``alone`` sends
+        everything else away. Raises TooSmall, leaving everything as it was, when they do
+        not fit alone.
         """
         needed = _size(parts) + working_bytes
         if needed > self.device_bytes:
@@ -85,7 +88,7 @@ class Residency:
         for part in parts:
             self._parts[part.name] = self._families[part.family] = self._clock
         names = {part.name for part in parts}
-        room = self.device_bytes - needed
+        room = 0 if alone else self.device_bytes - needed
         moves = [
             move
             for part in self._victims(names, later=later, room=room)

@@ -253,6 +253,32 @@ def test_a_part_that_fails_to_load_can_be_tried_again() -> None:
     assert held.want(["a"])
 
 
+def test_a_move_that_fails_leaves_nothing_believed_to_be_there() -> None:
+    held, loads = filled(device=25, pinned=100)
+    tries = []
+
+    def load() -> torch.nn.Module:
+        tries.append(1)
+        if len(tries) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return layer(loads, "ccc")
+
+    held.add(Part("ccc", 10, "ccc"), load)
+    with pytest.raises(torch.OutOfMemoryError):
+        held.want(["ccc", "a"])
+    assert held.plan.on_device() == ()
+    assert len(held.want(["ccc", "a"])) == 2
+
+
+def test_a_phase_alone_sends_everything_else_away() -> None:
+    residency = plan(100)
+    for part in (T5, VAE, HIGH, LOW):
+        residency.want([part])
+    moves = residency.want([LOW], alone=True)
+    assert {move.part for move in moves} == {"t5", "vae", "high"}
+    assert residency.on_device() == ("low",)
+
+
 def test_a_job_that_cannot_fit_is_a_permanent_failure() -> None:
     held, _loads = filled(device=15, pinned=100)
     with pytest.raises(OutOfMemory) as failed:
