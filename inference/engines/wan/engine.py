@@ -135,9 +135,9 @@ class WanEngine:
             first = self._models[folders[0][0].name]
             first.load_all(working_bytes=0)
 
-    def warm(self, shapes: Sequence[tuple[int, int, int]] = ()) -> None:
+    def warm(self, shapes: Sequence[tuple[int, int, int]]) -> None:
         """Make a first, short clip at each (width, height, frames) so that no customer
-        waits for a compiler or an allocator. Without shapes: those of the public model.
+        waits for a compiler or an allocator. Raises OutOfMemory for one too large here.
         """
         from inference.engines.wan.host import warm_requests
 
@@ -166,6 +166,7 @@ class WanEngine:
         self._tiled, self.spent = False, {}
         # Check
         job = self._job(request)
+        job.model.check_room(job.working_bytes)
         running = self._running = (job.model,)
         meter = Meter(
             self._work(job),

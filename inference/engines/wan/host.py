@@ -8,6 +8,7 @@ never lets a customer wait for a compiler.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -21,10 +22,13 @@ from inference.contracts import OutputPlan, RenderRequest
 from inference.engines.wan.profiles import Profile, profile_for
 from inference.engines.wan.residency import GB, Fit, fit
 from inference.engines.wan.weights import Sources, first_missing
-from inference.geometry import fit_area, vae_frames
+from inference.errors import OutOfMemory
+from inference.geometry import vae_frames
 
 if TYPE_CHECKING:
     from inference.contracts import Context
+
+log = logging.getLogger(__name__)
 
 #: A first clip's shapes: landscape, portrait, square.
 WARM_ASPECTS = (16 / 9, 9 / 16, 1.0)
@@ -60,7 +64,12 @@ def report(context: Context, *, card: Card | None = None) -> list[Ready]:
             calculated = fits(model, profile, card)
             if reason is None and not calculated.fits:
                 reason = f"{card.name}: {calculated.reason}"
-            detail = reason or _how(calculated, card)
+            refused = [
+                tier
+                for tier in model.tiers
+                if not fits(model, profile, card, tier=tier).fits
+            ]
+            detail = reason or _how(calculated, card, refused)
             found.append(Ready(name, profile.name, reason is None, detail))
     return found
 
@@ -77,9 +86,11 @@ def this_card() -> Card:
     return Card(name, torch.cuda.mem_get_info()[1], is_gpu=True)
 
 
-def fits(model: PublicModel, profile: Profile, card: Card) -> Fit:
+def fits(
+    model: PublicModel, profile: Profile, card: Card, *, tier: str | None = None
+) -> Fit:
     """Return how a model's default clip lives on ``card``, calculated."""
-    size = model.size_for(16 / 9, model.tier_default)
+    size = model.size_for(16 / 9, tier or model.tier_default)
     frames = vae_frames(model.frames_default)
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return fit(
@@ -109,9 +120,12 @@ def _why_not(profile: Profile, context: Context, card: Card) -> str | None:
     return None
 
 
-def _how(found: Fit, card: Card) -> str:
+def _how(found: Fit, card: Card, refused: Sequence[str]) -> str:
     moved = f", {found.moved_bytes / GB:.1f} GB moved per job" * bool(found.moved_bytes)
-    return f"{card.name}, calculated peak {found.peak_bytes / GB:.1f} GB{moved}"
+    without = f"; too small for {', '.join(refused)}" * bool(refused)
+    return (
+        f"{card.name}, calculated peak {found.peak_bytes / GB:.1f} GB{moved}{without}"
+    )
 
 
 def queues(models: Iterable[str]) -> list[str]:
@@ -131,7 +145,11 @@ def prewarm(
     engine_for: Callable[[Profile], Any],
     warm: bool = True,
 ) -> None:
-    """Load every model's engine and make its first clips; raise if one cannot serve."""
+    """Load every model's engine and make its first clips; raise if one cannot serve.
+
+    A tier too large for this card is left out, and its jobs are refused, as long as the
+    model's default one fits.
+    """
     for name in models:
         profile = profile_for(name)
         if profile is None:
@@ -140,33 +158,33 @@ def prewarm(
         engine = engine_for(profile)
         engine.setup()
         if warm:
-            engine.warm()
+            _warm(MODELS[name], engine)
+
+
+def _warm(model: PublicModel, engine: Any) -> None:
+    for tier in model.tiers:
+        try:
+            engine.warm(warm_shapes(model, tier))
+        except OutOfMemory as error:
+            if tier == model.tier_default:
+                raise
+            log.warning("%s in %s is too large here: %s", model.name, tier, error)
+
+
+def warm_shapes(model: PublicModel, tier: str) -> list[tuple[int, int, int]]:
+    """Return the (width, height, frames) that most customers of a tier ask for."""
+    frames = vae_frames(model.frames_default)
+    sizes = [model.size_for(aspect, tier) for aspect in WARM_ASPECTS]
+    return [(size.width, size.height, frames) for size in sizes]
 
 
 def warm_requests(
-    profile: Profile,
-    workdir: Path,
-    shapes: Sequence[tuple[int, int, int]] = (),
+    profile: Profile, workdir: Path, shapes: Sequence[tuple[int, int, int]]
 ) -> list[RenderRequest]:
     """Return requests of two steps that visit every expert at every shape."""
     workdir.mkdir(parents=True, exist_ok=True)
     picture = workdir / f"warm-{os.getpid()}.png"
     Image.linear_gradient("L").convert("RGB").save(picture)
-    if not shapes:
-        frames = (
-            5
-            if profile.tiny
-            else min(81 + 40 * (profile.fps == 24), profile.frames_max)
-        )
-        areas = (
-            (96 * 64,) if profile.tiny else [area for area, _ in profile.checkpoints]
-        )
-        sizes = [
-            fit_area(aspect, area=area, multiple=profile.multiple)
-            for area in areas
-            for aspect in WARM_ASPECTS
-        ]
-        shapes = [(size.width, size.height, vae_frames(frames)) for size in sizes]
     return [
         RenderRequest(
             reference="warm",

@@ -16,8 +16,8 @@ from inference.engines.wan.attention import Probed
 from inference.engines.wan.lora import Weighted, merged_in
 from inference.engines.wan.memory import Residence
 from inference.engines.wan.profiles import Checkpoint, Profile
-from inference.engines.wan.residency import Part, phases
-from inference.errors import WeightsMissing
+from inference.engines.wan.residency import Part, TooSmall, phases
+from inference.errors import OutOfMemory, WeightsMissing
 
 # 0.2 skipped 24 of 64 attention calls on a tiny model; the share on real weights is not
 # measured here.
@@ -100,6 +100,15 @@ class Model:
     @property
     def text_encoder(self) -> str:
         return self.digests["text_encoder"]
+
+    def check_room(self, working_bytes: int) -> None:
+        """Raise OutOfMemory, permanent, unless each phase fits on the device alone."""
+        there = self._residence.plan.device_bytes
+        for phase in phases(self._sizes, working_bytes=working_bytes):
+            needed = phase.working_bytes + sum(self._sizes[n] for n in phase.parts)
+            if needed > there:
+                reason = f"{phase.name}: {TooSmall(needed, there)}"
+                raise OutOfMemory(reason, permanent=True)
 
     def bring(self, phase: str, *, working_bytes: int, alone: bool = False) -> None:
         """Put the parts a phase needs on the device and into the pipeline.
