@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -43,10 +43,14 @@ BATCH = 50
 
 @dataclass(frozen=True)
 class Schedule:
-    """Pauses before each try (the first is at once) and how long a receiver may take."""
+    """Pauses before each try (the first is at once) and how long a receiver may take.
+
+    Any status that is not among ``success`` is tried again.
+    """
 
     pauses_seconds: Sequence[float]
     timeout_seconds: float = TIMEOUT_SECONDS
+    success: Container[int] = range(200, 300)
 
 
 #: Svix's schedule; and for other services' own forms what their pages state or, where
@@ -54,7 +58,7 @@ class Schedule:
 SCHEDULES: Mapping[str, Schedule] = {
     "standard": Schedule((0, 5, 300, 1800, 7200, 18_000, 36_000, 36_000)),
     "novita": Schedule((0, 1, 2, 4, 8, 16), timeout_seconds=5.0),
-    "akool": Schedule((0, 5, 30, 300, 1800, 7200)),
+    "akool": Schedule((0, 5, 30, 300, 1800, 7200), success=(200,)),
 }
 
 _CLAIM = """
@@ -120,12 +124,9 @@ class Outcome:
     answer: str
     seconds: float
     retry_after_seconds: float | None = None
+    is_ok: bool = False
     #: Nothing was sent, by a fault of ours that says nothing about the receiver.
     is_our_fault: bool = False
-
-    @property
-    def is_ok(self) -> bool:
-        return 200 <= self.status < 300
 
 
 def _send(delivery: WebhookDelivery) -> Outcome:
@@ -154,6 +155,7 @@ def _send(delivery: WebhookDelivery) -> Outcome:
         answer,
         time.monotonic() - started,
         _retry_after(reply.headers),
+        is_ok=reply.status in schedule.success,
     )
 
 
@@ -176,7 +178,7 @@ def _record(delivery: WebhookDelivery, outcome: Outcome) -> None:
     }
     if outcome.is_ok:
         changes |= {"state": "delivered", "delivered_at": Now()}
-    elif outcome.status == 410 or delivery.tries >= len(schedule.pauses_seconds):
+    elif _is_gone(delivery, outcome) or delivery.tries >= len(schedule.pauses_seconds):
         changes["state"] = "failed"
     else:
         pause = schedule.pauses_seconds[delivery.tries]
@@ -192,6 +194,11 @@ def _record(delivery: WebhookDelivery, outcome: Outcome) -> None:
             WebhookDelivery.objects.filter(
                 lane=delivery.lane, state="pending", next_at__lt=open_until
             ).update(next_at=open_until)
+
+
+def _is_gone(delivery: WebhookDelivery, outcome: Outcome) -> bool:
+    # Standard Webhooks' way to unsubscribe; the other services retry it like any other.
+    return outcome.status == 410 and delivery.format == "standard"
 
 
 def _note_lane(delivery: WebhookDelivery, outcome: Outcome) -> datetime | None:

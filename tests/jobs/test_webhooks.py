@@ -21,6 +21,7 @@ from django.db import connection
 from django.db.models.functions import Now
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from billing import keys
 from billing.models import Account
 from inference.egress import Egress
 from inference.errors import InputRejected
@@ -288,6 +289,30 @@ def test_retry_after_is_honoured(alice: Account, receiver: Receiver) -> None:
     deliveries.deliver_next()
     soon = WebhookDelivery.objects.filter(next_at__lt=Now() + timedelta(seconds=890))
     assert not soon.exists()
+
+
+@pytest.mark.parametrize(
+    ("format", "status", "state"),
+    [
+        ("standard", 204, "delivered"),
+        ("standard", 410, "failed"),
+        ("novita", 202, "delivered"),
+        ("novita", 410, "pending"),
+        ("akool", 200, "delivered"),
+        ("akool", 204, "pending"),
+        ("akool", 410, "pending"),
+    ],
+)
+def test_what_counts_as_received_is_what_each_services_page_says(
+    alice: Account, receiver: Receiver, format: str, status: int, state: str
+) -> None:
+    key, _ = keys.mint(alice, "live", keys.SCOPES)
+    keys.give_pair(key)
+    receiver.statuses = [status]
+    finish(make_job(alice, webhook=WebhookTarget(receiver.url, format=format)))
+    deliveries.deliver_next()
+    assert len(receiver.calls) == 1
+    assert WebhookDelivery.objects.get().state == state
 
 
 def test_redirects_count_as_failures(alice: Account, receiver: Receiver) -> None:
