@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from inference.errors import RenderError, StorageUnavailable
 
@@ -219,17 +219,19 @@ class Storage:
         filename: str | None = None,
         inline: bool = True,
         content_type: str | None = None,
+        method: Literal["GET", "HEAD"] = "GET",
     ) -> str:
         """Return a signed link to the public endpoint; nothing is asked of the server.
 
         ``filename`` names the file for whoever saves it; ``inline`` lets browsers show it.
+        A link is good for its one ``method``.
         """
         kind = "inline" if inline else "attachment"
         name = re.sub(r"[^A-Za-z0-9._-]", "_", filename or key.rpartition("/")[2])
         extra = {"ResponseContentType": content_type} if content_type else {}
         with self._errors(key):
             return self._at(self._public_endpoint_url).generate_presigned_url(
-                "get_object",
+                f"{method.lower()}_object",
                 Params={
                     "Bucket": self._bucket,
                     "Key": self._prefix + key,

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
 import numpy as np
@@ -98,6 +98,7 @@ class DirectoryStorage(Storage):
         filename: str | None = None,
         inline: bool = True,
         content_type: str | None = None,
+        method: Literal["GET", "HEAD"] = "GET",
     ) -> str:
         return f"file://{quote(str(self._path(key)))}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from django.core import signing
 from django.http import HttpResponse, HttpResponseRedirect, JsonResponse
@@ -24,6 +24,8 @@ def permanent(request: HttpRequest, token: str, name: str) -> HttpResponseBase:
     """Redirect to a fresh signed URL of the file that ``token`` stands for."""
     if request.method not in ("GET", "HEAD"):
         return HttpResponse(status=405, headers={"Allow": "GET, HEAD"})
+    # A link is signed for one method: whoever asks by HEAD follows it by HEAD.
+    method: Literal["GET", "HEAD"] = "HEAD" if request.method == "HEAD" else "GET"
     try:
         told = signing.Signer(salt=PERMANENT_SALT).unsign_object(token)
         job_id, kind = told.split(":")
@@ -36,7 +38,7 @@ def permanent(request: HttpRequest, token: str, name: str) -> HttpResponseBase:
     if not key:
         return _gone()
     return HttpResponseRedirect(
-        context.get().storage.presign(key, seconds=LINK_SECONDS)
+        context.get().storage.presign(key, seconds=LINK_SECONDS, method=method)
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
 import pytest
 import time_machine
 from django.test import Client
@@ -38,6 +39,14 @@ def test_a_lasting_address_outlives_a_new_secret_key_while_the_old_one_is_named(
     assert client.get(display.permanent_path(job, "video")).status_code == 302
     settings.SECRET_KEY_FALLBACKS = []
     assert client.get(path).status_code == 404
+def test_a_lasting_address_answers_head_as_well_as_get(client: Client) -> None:
+    job = lives.succeeded(make_job(make_account("alice", credits=100)))
+    path = display.permanent_path(job, "video")
+    read = httpx.get(client.get(path)["Location"], trust_env=False)
+    head = httpx.head(client.head(path)["Location"], trust_env=False)
+    assert (read.status_code, head.status_code) == (200, 200)
+    assert head.headers["content-length"] == read.headers["content-length"] == "1"
+    assert client.post(path).status_code == 405
 
 
 def test_a_guessed_or_changed_address_is_unknown(client: Client) -> None:
