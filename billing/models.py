@@ -44,6 +44,7 @@ class Plan(models.Model):
     name = models.CharField(max_length=64)
     #: Videos of one account that may be in the making at once.
     max_running = models.PositiveIntegerField()
+    #: Of calls that change something; reading may come four times as often.
     requests_per_minute = models.PositiveIntegerField(validators=[MinValueValidator(1)])
     #: Videos a calendar month (UTC) by the API they come in through; absent: no limit.
     monthly_videos = models.JSONField(default=dict, blank=True)

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+_READS = frozenset({"GET", "HEAD"})
 _BODILESS = frozenset({"GET", "HEAD", "DELETE"})
 
 
@@ -106,7 +107,12 @@ def _serve(
     rate: Mapping[str, str] = {}
     if credential is not None:
         journal.who(credential)
-        rate = _spend_request(credential, creates=route.operation in base.CREATING)
+        rate = _spend_request(
+            credential,
+            creates=route.operation in base.CREATING,
+            # Akool asks for results by POST.
+            reads=wire.method in _READS or route.operation is Operation.STATUS_MANY,
+        )
     with _shown_in_refusals(rate):
         if credential is not None:
             credential.require(cast("str", route.scope))
@@ -201,8 +207,10 @@ def _too_often(allowance: throttles.Allowance) -> RateLimited:
     )
 
 
-def _spend_request(credential: keys.Credential, *, creates: bool) -> Mapping[str, str]:
-    allowance = throttles.take(credential, creates=creates)
+def _spend_request(
+    credential: keys.Credential, *, creates: bool, reads: bool
+) -> Mapping[str, str]:
+    allowance = throttles.take(credential, creates=creates, reads=reads)
     if not allowance.allowed:
         raise _too_often(allowance)
     return allowance.headers()

@@ -71,7 +71,7 @@ UNKNOWN_MODEL_CODE = "model_not_found"
 #: A job its owner canceled is ``failed`` with this code.
 CANCELED_CODE = "canceled"
 #: How often the polling helpers should ask: a tenth of what is left, within bounds.
-POLL_SHARE, POLL_MS_MIN, POLL_MS_MAX = 0.1, 500, 5000
+POLL_SHARE, POLL_MS_MIN, POLL_MS_MAX = 0.1, 1000, 5000
 POLL_MS_DEFAULT = 1000
 #: These get ``x-should-retry: false``: the clients would repeat a 409, 429 or 503 in vain.
 NOT_WORTH_RETRYING = (

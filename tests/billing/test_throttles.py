@@ -107,6 +107,16 @@ def test_a_key_may_have_a_narrower_limit_of_its_own() -> None:
     assert allowed == [True, True, False]
 
 
+@pytest.mark.usefixtures("db", "redis_url")
+def test_reads_have_four_times_the_number_and_take_nothing_from_the_rest() -> None:
+    _, plaintext = keys.mint(make_customer("bob", plan="free").account, "test")
+    credential = keys.authenticate(plaintext)
+    reads = [throttles.take(credential, creates=False, reads=True) for _ in range(250)]
+    assert reads[0].limit == 240
+    assert sum(answer.allowed for answer in reads) in range(240, 250)
+    assert throttles.take(credential, creates=True).remaining == 59
+
+
 def test_an_address_that_guesses_keys_is_slowed(redis_url: str) -> None:
     address = f"192.0.2.1-{time.time_ns()}"
     answers = [throttles.take_for_bad_key(address).allowed for _ in range(65)]

@@ -39,6 +39,8 @@ def test_a_lasting_address_outlives_a_new_secret_key_while_the_old_one_is_named(
     assert client.get(display.permanent_path(job, "video")).status_code == 302
     settings.SECRET_KEY_FALLBACKS = []
     assert client.get(path).status_code == 404
+
+
 def test_a_lasting_address_answers_head_as_well_as_get(client: Client) -> None:
     job = lives.succeeded(make_job(make_account("alice", credits=100)))
     path = display.permanent_path(job, "video")

@@ -208,7 +208,7 @@ def test_content_comes_in_three_variants() -> None:
 
 
 @pytest.mark.parametrize(
-    ("eta", "wait"), [(None, 1000), (1, 500), (20, 2000), (900, 5000)]
+    ("eta", "wait"), [(None, 1000), (1, 1000), (20, 2000), (900, 5000)]
 )
 def test_clients_are_told_when_to_ask_again(eta: float | None, wait: int) -> None:
     job = pairs.view_of({"id": "video_1", "status": "running", "eta_seconds": eta})
