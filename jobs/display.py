@@ -70,6 +70,7 @@ def view(
         source_id=_source_id(job, dialect),
         account_id=str(job.account_id),
         account_number=account_number(job.account_id),
+        api_key_id=job.api_key_id,
         output=job.output,
         **_urls(job, dialect=dialect, storage=storage, base_url=base_url),
     )

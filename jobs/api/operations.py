@@ -249,6 +249,8 @@ def _filtered(call: Call, command: base.ListJobs) -> QuerySet[Job]:
         rows = rows.filter(status__in=command.statuses)
     if command.model:
         rows = rows.filter(model=command.model)
+    if command.api_key_id:
+        rows = rows.filter(api_key_id=command.api_key_id)
     if command.created_after:
         rows = rows.filter(created_at__gte=command.created_after)
     if command.created_before:

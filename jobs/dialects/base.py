@@ -162,6 +162,8 @@ class ListJobs:
     ascending: bool = False
     statuses: tuple[Status, ...] = ()
     model: str | None = None
+    #: only what was ordered by this key
+    api_key_id: str | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
     with_total: bool = False
@@ -241,6 +243,8 @@ class JobView:
     files_deleted: bool = False
     account_number: int = 0
     account_id: str = ""
+    #: which of the account's keys ordered it
+    api_key_id: str = ""
 
     @property
     def is_finished(self) -> bool:

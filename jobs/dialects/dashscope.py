@@ -20,6 +20,7 @@ from jobs.dialects import fields
 from jobs.dialects.base import (
     Create,
     Dialect,
+    Field,
     JobsPage,
     JobView,
     ListJobs,
@@ -363,6 +364,18 @@ WANTED = fields.choice(
     "status", (*STATUSES.values(), *NEVER), any_case=True, blank_is_absent=True
 )
 MODEL_NAME = fields.text("model_name", longest=100, blank_is_absent=True)
+KEY_ID = fields.text(
+    "api_key_id",
+    longest=100,
+    blank_is_absent=True,
+    meaning="only what this key ordered: its id, the third part of the key",
+)
+WHERE = fields.text(
+    "region",
+    longest=100,
+    blank_is_absent=True,
+    rule=f"`{REGION}`; others have no tasks",
+)
 
 
 def _moment(name: str, value: Any) -> datetime:
@@ -378,15 +391,23 @@ def _moment(name: str, value: Any) -> datetime:
     raise InvalidRequest(name, "Must be YYYYMMDDhhmmss.")
 
 
+def _time(name: str, meaning: str) -> fields.Reader[datetime]:
+    rule = "YYYYMMDDhhmmss in UTC+8, or milliseconds"
+    row = Field(name, "string", rule, meaning=meaning)
+    return fields.Reader(row, _moment, blank_is_absent=True)
+
+
+SINCE = _time("start_time", "submitted then or later")
+UNTIL = _time("end_time", "submitted before")
+LIST_FIELDS = (PAGE_NO, PAGE, SINCE, UNTIL, MODEL_NAME, KEY_ID, WHERE, WANTED)
+
+
 def read_list(wire: WireRequest, models: ModelLookup) -> ListJobs:
     query = wire.query
-    since, until = (
-        _moment(name, query[name]) if query.get(name) else None
-        for name in ("start_time", "end_time")
-    )
+    since, until = SINCE.find(query), UNTIL.find(query)
     status = WANTED.find(query)
-    if status in NEVER:
-        # Nothing is ever in these states: ask for a span of time without jobs.
+    if status in NEVER or WHERE.find(query) not in (None, REGION):
+        # Nothing is ever in these: ask for a span of time without jobs.
         since = until = datetime.fromtimestamp(0, tz=UTC)
     name = MODEL_NAME.find(query)
     known = models(name) if name else None
@@ -395,6 +416,7 @@ def read_list(wire: WireRequest, models: ModelLookup) -> ListJobs:
         page=PAGE_NO.take(query),
         statuses=tuple(ours for ours, theirs in STATUSES.items() if theirs == status),
         model=known.name if known else name,
+        api_key_id=KEY_ID.find(query),
         created_after=since,
         created_before=until,
         with_total=True,
@@ -487,7 +509,7 @@ def show_list(page: JobsPage, wire: WireRequest) -> WireResponse:
 def _listed(view: JobView) -> dict[str, Any]:
     model = view.request.model
     listed: dict[str, Any] = {
-        "api_key_id": "",
+        "api_key_id": view.api_key_id,
         "caller_parent_id": str(view.account_number),
         "caller_uid": str(view.account_number),
         "gmt_create": _millis(view.created_at),
@@ -642,7 +664,7 @@ def _list(path: str) -> Route:
         read_list,
         show_list,
         summary="Tasks, newest first",
-        fields=fields.rows(PAGE_NO, PAGE, WANTED, MODEL_NAME),
+        fields=fields.rows(*LIST_FIELDS),
     )
 
 

@@ -449,6 +449,27 @@ def test_dashscope_lists_tasks_by_page_and_state(caller: Caller) -> None:
     assert caller.get("/api/v1/tasks/?status=PENDING").json()["total"] == 3
 
 
+def test_dashscope_lists_tasks_by_key_and_region(alice: Account) -> None:
+    form = FORMATS["dashscope"]
+    keys = [make_key(alice, "test") for _ in range(2)]
+    made = {key.split("_")[2]: Caller(key).create(form) for key in keys}
+    caller = Caller(keys[0])
+    for key_id, task_id in made.items():
+        page = caller.get(f"/api/v1/tasks/?api_key_id={key_id}&region=default").json()
+        assert page["total"] == 1
+        [task] = page["data"]
+        assert (task["task_id"], task["api_key_id"]) == (task_id, key_id)
+        assert task["region"] == "default"
+    for query in (
+        "region=cn-beijing",
+        "api_key_id=nobody",
+        "start_time=20400101000000",
+    ):
+        page = caller.get(f"/api/v1/tasks/?{query}").json()
+        assert (page["total"], page["data"]) == (0, [])
+    assert caller.get("/api/v1/tasks/?region=&api_key_id=").json()["total"] == 2
+
+
 def test_dashscope_takes_the_two_frames_of_a_kf2v_model(caller: Caller) -> None:
     answer = caller.post(
         "/api/v1/services/aigc/image2video/video-synthesis",

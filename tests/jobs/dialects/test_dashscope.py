@@ -386,7 +386,10 @@ def test_anything_is_a_job_or_a_documented_refusal(path: str, body: Any) -> None
 @given(
     query=st.dictionaries(
         st.sampled_from(
-            ["page_no", "page_size", "start_time", "end_time", "status", "model_name"]
+            [
+                *("page_no", "page_size", "start_time", "end_time"),
+                *("status", "model_name", "api_key_id", "region"),
+            ]
         ),
         st.one_of(st.text(max_size=20), st.sampled_from(["1", "0", "٣", "1" * 14])),
     )
