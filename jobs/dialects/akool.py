@@ -181,16 +181,20 @@ def create(wire: WireRequest, models: ModelLookup) -> Create:
 
 
 def _common(body: Mapping[str, Any]) -> dict[str, Any]:
-    prompt = _prompt(body)
+    prompt, extend = _prompt(body), EXTEND.take(body)
     hook = WEBHOOK.find(body)
     return {
         "prompt": prompt,
-        "prompt_expansion": EXTEND.take(body),
+        "prompt_expansion": extend,
         "premium": PREMIUM.take(body),
         "effect": EFFECT.find(body),
         "webhook": WebhookTarget(hook, format="akool") if hook else None,
         # An effect puts its own text in the prompt's place; the answer repeats theirs.
-        "echo": {"prompt": prompt, "negative_prompt": NEGATIVE_TEXT.find(body) or ""},
+        "echo": {
+            "prompt": prompt,
+            "negative_prompt": NEGATIVE_TEXT.find(body) or "",
+            "extend_prompt": extend,
+        },
     }
 
 
@@ -509,7 +513,7 @@ def record(view: JobView) -> dict[str, Any]:
         "image_url": request.image.url or "",
         "prompt": request.echo.get("prompt", request.prompt),
         "negative_prompt": request.echo.get("negative_prompt", request.negative_prompt),
-        "extend_prompt": request.prompt_expansion,
+        "extend_prompt": request.echo.get("extend_prompt", request.prompt_expansion),
         "audio_type": {"generate": AI_SOUND, "url": OWN_SOUND}.get(
             request.audio.mode, NO_SOUND
         ),

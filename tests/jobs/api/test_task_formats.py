@@ -369,6 +369,21 @@ def test_akool_answers_for_several_ids_and_leaves_unknown_ones_out(
     assert {item["status"] for item in body["data"]["result"]} == {1}
 
 
+def test_akool_shows_what_was_asked_beside_an_effect(caller: Caller) -> None:
+    form = FORMATS["akool"]
+    [effect, *_] = caller.get(f"{AKOOL}/effects").json()["data"]["result"]
+    for extend in (True, False):
+        order = {"effect_code": effect["effect_code"], "extend_prompt": extend}
+        made = caller.submit(form, {**form.body, **order}).json()["data"]
+        [item] = form.status(caller, made["_id"]).json()["data"]["result"]
+        for told in (made, item):
+            assert told["extend_prompt"] is extend
+            assert (told["prompt"], told["effect_code"]) == (
+                "waves",
+                effect["effect_code"],
+            )
+
+
 def test_akool_shows_price_and_refund(caller: Caller) -> None:
     form = FORMATS["akool"]
     answer = caller.submit(form, {**form.body, "resolution": "1080p"}).json()
