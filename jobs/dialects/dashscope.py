@@ -253,6 +253,7 @@ def create(wire: WireRequest, models: ModelLookup) -> Create:
     model = _model(body, models)
     prompt = PROMPT.find(body) or ""
     size = _size(body)
+    extend, shot_type = EXTEND.take(body), SHOT_TYPE.take(body)
     with fields.wire_names(CREATE_FIELDS):
         return Create(
             JobRequest.build(
@@ -265,8 +266,8 @@ def create(wire: WireRequest, models: ModelLookup) -> Create:
                 aspect_ratio=RATIO.find(body),
                 prompt=prompt,
                 negative_prompt=NEGATIVE.find(body),
-                prompt_expansion=EXTEND.take(body),
-                shot_type=SHOT_TYPE.take(body),
+                prompt_expansion=extend,
+                shot_type=shot_type if extend else "single",
                 seed=SEED.find(body),
                 watermark=WATERMARK.take(body),
                 effect=TEMPLATE.find(body),
