@@ -9,6 +9,8 @@ from billing.models import Account
 from inference.errors import RenderError
 from jobs import housekeeper, lifecycle
 from jobs.models import Incident, Job
+from jobs import bells, housekeeper, lifecycle, webhooks
+from jobs.models import Incident, Job, WebhookDelivery, WebhookEvent
 from jobs.states import Status
 from tests.factories import make_account, make_job
 from tests.jobs.test_lifecycle import available, claim, prepared
@@ -94,3 +96,17 @@ def test_one_broken_job_stops_no_other_and_becomes_an_incident(alice: Account) -
     assert sound.status == Status.FAILED
     incident = Incident.objects.get()
     assert (incident.kind, incident.subject) == ("job_stuck", str(broken.pk))
+
+
+def test_every_delivery_whose_bell_was_lost_gets_one_and_no_second(
+    alice: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rung: list[str] = []
+    monkeypatch.setattr(bells, "publish", rung.append)
+    monkeypatch.setattr(housekeeper, "waiting_bells", lambda _: len(rung))
+    event = WebhookEvent.objects.create(account=alice, mode="live", type="test")
+    for number in range(30):
+        WebhookDelivery.objects.create(event=event, lane=f"lane {number}")
+    housekeeper.ring_webhooks()
+    housekeeper.ring_webhooks()  # nobody has heard them yet
+    assert rung == [webhooks.QUEUE] * 30
