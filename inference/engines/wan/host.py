@@ -20,7 +20,7 @@ from PIL import Image
 from inference.catalogue import MODELS, PublicModel
 from inference.contracts import OutputPlan, RenderRequest
 from inference.engines.wan.profiles import Profile, profile_for
-from inference.engines.wan.residency import GB, Fit, fit
+from inference.engines.wan.residency import GB, Fit, fit, pinned_budget
 from inference.engines.wan.weights import Sources, first_missing
 from inference.errors import OutOfMemory
 from inference.geometry import vae_frames
@@ -97,7 +97,7 @@ def fits(
         profile.part_bytes(),
         working_bytes=profile.working_bytes(size.width, size.height, frames),
         device_bytes=card.size_bytes,
-        pinned_bytes=host // 2,
+        pinned_bytes=pinned_budget(host),
     )
 
 

@@ -20,6 +20,7 @@ from inference.engines.wan.residency import (
     Part,
     Residency,
     TooSmall,
+    pinned_budget,
 )
 from inference.errors import OutOfMemory
 
@@ -144,7 +145,6 @@ def residence_for(device: torch.device, pinned_bytes: int | None = None) -> Resi
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     # On a CPU there is nowhere to move to: nothing is planned, everything stays.
     total = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else 2**62
-    # Half of the host for pinned copies: the rest is for loading, encoding and the OS.
-    pinned = host // 2 if pinned_bytes is None else pinned_bytes
+    pinned = pinned_budget(host) if pinned_bytes is None else pinned_bytes
     plan = Residency(device_bytes=total - RESERVE_BYTES, pinned_bytes=pinned)
     return Residence(device, plan)

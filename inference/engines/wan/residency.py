@@ -21,6 +21,16 @@ RESERVE_BYTES = 2 * GB
 _NEVER = 10**6
 
 
+def pinned_budget(host_bytes: int) -> int:
+    """Return how many bytes of weights may be pinned on a host with this much memory.
+
+    Half of it: the rest is for loading, encoding and the OS. torch 2.13 rounds each
+    pinned tensor up to a power of two (CachingHostAllocator.h, allocate), which makes
+    1.5 to 1.7 of Wan's weights, calculated: 28.6 GB of an expert take 44.
+    """
+    return host_bytes * 3 // 10
+
+
 class TooSmall(Exception):
     """A phase does not fit even alone."""
 

@@ -20,6 +20,7 @@ from inference.engines.wan.residency import (
     Residency,
     TooSmall,
     fit,
+    pinned_budget,
 )
 from inference.errors import OutOfMemory
 
@@ -214,6 +215,40 @@ def test_parts_come_back_with_the_same_bits(pinned: int, reads: int) -> None:
     assert len(loads) == reads
     assert (again is first) == (pinned > 0)
     assert other is not None
+
+
+def test_a_dropped_copy_is_gone_although_a_pipeline_points_to_it() -> None:
+    held, _loads = filled(device=15, pinned=10)
+    held.add(Part("ccc", 10, "ccc"), partial(layer, [], "ccc"))
+    (first,) = held.want(["a"])
+    held.want(["bb"])
+    assert first.weight.numel() == 16  # in host memory
+    held.want(["ccc"])  # there is room for one copy: now that of bb
+    assert held.plan.tier("a") == "disk"
+    assert first.weight.numel() == first.bias.numel() == 0
+
+
+def test_a_copy_dropped_for_another_does_not_take_the_part_off_the_device() -> None:
+    held = residence(20, 10)
+    for name, size in (("x", 10), ("y", 10), ("large", 15), ("whole", 20)):
+        held.add(Part(name, size, name), partial(layer, [], name))
+    for names in (["x"], ["large"], ["x"], ["y"]):
+        held.want(names)
+    held.want(["whole"], later=["x"])  # y needs the place of x's copy, then x leaves
+    assert held.want(["x", "y"])
+
+
+@pytest.mark.parametrize(
+    ("width", "ffn"), [(5120, 13824), (3072, 14336), (4096, 10240)]
+)
+def test_rounded_up_pinned_weights_take_at_most_half_of_the_host(
+    width: int, ffn: int
+) -> None:
+    # A block's matrices: 8 of attention, 2 or 3 of the feed-forward net, in bf16.
+    sizes = [2 * width * width] * 8 + [2 * width * ffn] * 2
+    rounded = sum(2 ** (size - 1).bit_length() for size in sizes)
+    host = 256 * GB
+    assert pinned_budget(host) * rounded / sum(sizes) <= host / 2
 
 
 def test_a_pinned_copy_is_not_the_weights_themselves() -> None:
