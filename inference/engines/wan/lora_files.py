@@ -9,6 +9,7 @@ request can be refused before it is charged. Torch-free.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -16,7 +17,8 @@ import os
 import re
 import shutil
 import struct
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 #: A rank-256 LoRA over every linear layer of a 14B expert is 2.5 GB in bf16.
 FILE_BYTES = 3 * 2**30
 FOLDER_BYTES = 50 * 2**30
+#: A part nobody has written to for so long is nobody's.
+PART_SECONDS = 3600
 HEADER_BYTES = 16 * 2**20
 _DTYPES = {"F32", "F16", "BF16"}
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -111,7 +115,7 @@ class LoraFiles:
 
     def _from_storage(self, name: str, alias: Alias) -> LoraFile:
         target = self._folder / f"{alias.sha256}.safetensors"
-        if not target.exists():
+        if not _used(target):
             stored = self._context.storage.stat(alias.key)
             if stored is None:
                 raise _rejected(f"LoRA '{name}' is registered, but its file is gone.")
@@ -124,14 +128,13 @@ class LoraFiles:
                 self._keep(part, target)
             finally:
                 part.unlink(missing_ok=True)
-        target.touch()
         return LoraFile(target, alias.sha256)
 
     def _from_network(self, name: str, address: str) -> LoraFile:
         # An address is not content: another file may stand there tomorrow. The link from
         # address to content lives as long as the file it points to.
         link = self._folder / hashlib.sha256(address.encode()).hexdigest()
-        if not link.exists():
+        if not _used(link):
             part = self._part(link.name)
             try:
                 self._context.egress.fetch_to(
@@ -139,30 +142,33 @@ class LoraFiles:
                 )
                 digest = file_sha256(part)
                 self._keep(part, self._folder / f"{digest}.safetensors")
-                link.unlink(missing_ok=True)
-                link.symlink_to(f"{digest}.safetensors")
+                part.symlink_to(f"{digest}.safetensors")
+                part.replace(link)
             finally:
                 part.unlink(missing_ok=True)
-        target = link.resolve()
-        target.touch()
+        target = self._folder / link.readlink()
         return LoraFile(target, target.stem)
 
     def _part(self, name: str) -> Path:
+        """Return where a file is fetched to; what killed workers left there goes."""
         self._folder.mkdir(parents=True, exist_ok=True)
+        old = time.time() - PART_SECONDS
+        # Some downloads add an ending of their own.
+        for changed, _size, left in _seen(self._folder.glob(".*.part*")):
+            if changed < old:
+                left.unlink(missing_ok=True)
         return self._folder / f".{name}.{os.getpid()}.part"
 
     def _keep(self, part: Path, target: Path) -> None:
         size = part.stat().st_size
         self._check_size(size)
-        kept = sorted(
-            self._folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime
-        )
-        total = sum(path.stat().st_size for path in kept) + size
-        for oldest in kept:
+        kept = sorted(_seen(self._folder.glob("*.safetensors")))
+        total = sum(bytes_ for _changed, bytes_, _path in kept) + size
+        for _changed, bytes_, oldest in kept:
             if total <= self._folder_bytes:
                 break
-            total -= oldest.stat().st_size
-            oldest.unlink()
+            total -= bytes_
+            oldest.unlink(missing_ok=True)
         if shutil.disk_usage(self._folder).free < size // 10:
             raise _rejected("There is no room for another LoRA.")
         part.rename(target)
@@ -170,6 +176,26 @@ class LoraFiles:
     def _check_size(self, size_bytes: int) -> None:
         if size_bytes > self._file_bytes:
             raise _rejected(f"A LoRA may have at most {self._file_bytes} bytes.")
+
+
+def _used(path: Path) -> bool:
+    """Note that ``path`` is in use; False when it is not there (any more).
+
+    Never makes a file: its name says what is in it, and nobody looks again.
+    """
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _seen(paths: Iterable[Path]) -> Iterator[tuple[float, int, Path]]:
+    """Yield change time, size and path of those that another process leaves there."""
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            status = path.lstat()
+            yield status.st_mtime, status.st_size, path
 
 
 def check_container(path: Path, name: str, *, file_bytes: int) -> dict[str, str]:

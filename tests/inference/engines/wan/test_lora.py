@@ -567,6 +567,52 @@ def test_the_folder_keeps_the_files_used_last(tmp_path: Path) -> None:
     assert egress.visits == 4  # had to go
 
 
+@pytest.mark.parametrize("kind", ["storage", "network"])
+def test_a_file_that_another_process_evicts_is_fetched_again(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+
+    file = saved(tmp_path / "own.safetensors", matrices(1))
+    address = "https://hub.example/own.safetensors"
+    known = files(
+        tmp_path,
+        storage=DirectoryStorage(tmp_path),
+        egress=FakeEgress({address: file.path}),
+        lora_aliases={"paper": {"key": "own.safetensors", "sha256": file.sha256}},
+        lora_sources=["hub.example"],
+    )
+    name = "paper" if kind == "storage" else address
+    known.get(name)
+    real = os.utime
+
+    def late(path: Any, *how: Any, **more: Any) -> None:
+        monkeypatch.setattr(os, "utime", real)
+        Path(path).resolve().unlink()
+        real(path, *how, **more)
+
+    monkeypatch.setattr(os, "utime", late)
+    found = known.get(name)
+    assert found.sha256 == file.sha256
+    assert lora_files.file_sha256(found.path) == file.sha256
+
+
+def test_what_a_killed_worker_left_half_fetched_is_cleared_away(tmp_path: Path) -> None:
+    import os
+
+    file = saved(tmp_path / "own.safetensors", matrices(1))
+    table = {"paper": {"key": "own.safetensors", "sha256": file.sha256}}
+    folder = tmp_path / "weights" / ".loras"
+    folder.mkdir(parents=True)
+    left, going = folder / ".ab.1.part.Fe01", folder / ".cd.2.part"
+    for path in (left, going):
+        path.write_bytes(b"half")
+    os.utime(left, (0, 0))
+    files(tmp_path, storage=DirectoryStorage(tmp_path), lora_aliases=table).get("paper")
+    assert not left.exists()
+    assert going.exists()
+
+
 def test_a_lora_from_a_pipeline_that_fails_leaves_the_weights_alone(
     with_loras: Callable[..., WanEngine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
