@@ -214,6 +214,7 @@ class WanEngine:
             "engine": "wan",
             "profile": self.profile.name,
             "checkpoint": model.checkpoint.name,
+            "revision": model.revision,
             **{f"weights.{name}": value for name, value in model.digests.items()},
             "loras": ";".join(
                 ",".join(weighted.key for weighted in expert) for expert in chosen

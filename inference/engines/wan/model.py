@@ -80,6 +80,7 @@ class Model:
             )
         sizes = {name: expected[name] for name in there}
         self.digests = {name: weights.digest(folder / name) for name in sizes}
+        self.revision = weights.revision(folder)
         self._sizes = sizes
         for name, size_bytes in sizes.items():
             # Same bytes, same name: checkpoints share their text encoder and VAE.

@@ -64,17 +64,19 @@ class Sources:
         if given and ":" not in given:
             return Path(given)
         folder = self.root / checkpoint.name
-        return folder if folder.exists() else None
+        source = given or checkpoint.source
+        return folder if folder.exists() and _is_wanted(folder, source) else None
 
     def locate(self, checkpoint: Checkpoint) -> Path:
         """Return the complete folder, bringing or making it first if need be."""
         source = self.table.get(checkpoint.name, checkpoint.source)
-        folder = self.folder(checkpoint) or self.root / checkpoint.name
+        found = self.folder(checkpoint)
+        folder = found or self.root / checkpoint.name
         looked = [str(folder)]
-        if ":" in source and not folder.exists():
+        if found is None and ":" in source:
             looked.append(source)
             with self._alone(checkpoint.name):
-                if not folder.exists():
+                if self.folder(checkpoint) is None:
                     folder = self._bring(source, folder)
         missing = first_missing(folder)
         if missing is not None:
@@ -144,7 +146,14 @@ class Sources:
                 f"{name}: {error}",
                 permanent=False,
             ) from error
-        return Path(found)
+        if first_missing(Path(found)) is not None:
+            return Path(found)
+        # From now on the hub is not asked: a restart takes no other weights.
+        link = folder.with_name(f".{folder.name}.link")
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.path.relpath(found, folder.parent))
+        link.replace(folder)
+        return folder
 
     @contextmanager
     def _alone(self, name: str) -> Iterator[None]:
@@ -153,6 +162,22 @@ class Sources:
         with (self.root / f".{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def revision(folder: Path) -> str:
+    """Return the hub's commit that a checkpoint is, "" for one from elsewhere."""
+    snapshot = folder.resolve()
+    return snapshot.name if snapshot.parent.name == "snapshots" else ""
+
+
+def _is_wanted(folder: Path, source: str) -> bool:
+    """Return whether ``folder`` is no link to another commit than ``source`` pins."""
+    scheme, _, address = source.partition(":")
+    pinned = address.partition("@")[2] if scheme == "hub" else ""
+    if not pinned or not folder.is_symlink():
+        return True
+    ref = folder.resolve().parent.parent / "refs" / pinned
+    return revision(folder) == (ref.read_text().strip() if ref.is_file() else pinned)
 
 
 def first_missing(folder: Path) -> Path | None:

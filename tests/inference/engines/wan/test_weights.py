@@ -134,14 +134,49 @@ def test_weights_come_from_the_hub_by_its_own_client(
 ) -> None:
     """The client's cache on disk stands for the network, which tests never reach."""
     commit = "a" * 40
-    cached = tmp_path / ".hub" / "models--Wan-AI--Wan2.2"
-    shutil.copytree(tiny, cached / "snapshots" / commit)
-    (cached / "refs").mkdir()
-    (cached / "refs" / "main").write_text(commit)
-    found = Sources(tmp_path).locate(checkpoint("hub:Wan-AI/Wan2.2"))
-    assert found == cached / "snapshots" / commit
+    cached = cache_of_hub(tiny, tmp_path, commit)
+    ours = checkpoint("hub:Wan-AI/Wan2.2")
+    found = Sources(tmp_path).locate(ours)
+    assert found.resolve() == cached / "snapshots" / commit
+    assert Sources(tmp_path).find(ours) == found == tmp_path / "mine"
     with pytest.raises(WeightsMissing, match=r"on the hub for Wan-AI/Wan2\.2"):
         Sources(tmp_path).locate(checkpoint("hub:Wan-AI/Wan2.2@other"))
+
+
+def cache_of_hub(tiny: Path, root: Path, *commits: str) -> Path:
+    """Fill the hub client's cache; the last commit is main's."""
+    cached = root / ".hub" / "models--Wan-AI--Wan2.2"
+    for commit in commits:
+        shutil.copytree(tiny, cached / "snapshots" / commit)
+    (cached / "refs").mkdir(exist_ok=True)
+    (cached / "refs" / "main").write_text(commits[-1])
+    return cached
+
+
+def test_a_restart_takes_no_newer_weights_unless_they_are_pinned(
+    tiny: Path, tmp_path: Path
+) -> None:
+    old, new = "a" * 40, "b" * 40
+    cache_of_hub(tiny, tmp_path, old)
+    ours = checkpoint("hub:Wan-AI/Wan2.2")
+    assert weights.revision(Sources(tmp_path).locate(ours)) == old
+    cache_of_hub(tiny, tmp_path, new)
+    assert weights.revision(Sources(tmp_path).locate(ours)) == old
+    for commit in (new, old):
+        pinned = checkpoint(f"hub:Wan-AI/Wan2.2@{commit}")
+        assert weights.revision(Sources(tmp_path).locate(pinned)) == commit
+        assert Sources(tmp_path).find(pinned) == tmp_path / "mine"
+
+
+def test_the_fingerprint_names_the_hubs_commit(
+    make_engine: MakeEngine, weights: Path, tmp_path: Path
+) -> None:
+    commit = "a" * 40
+    folder = tmp_path / ".hub" / "models--x--y" / "snapshots" / commit
+    shutil.copytree(weights / "tiny-2.2", folder)
+    (tmp_path / "tiny-2.2").symlink_to(folder)
+    engine = make_engine("2.2", weights=tmp_path)
+    assert engine.fingerprint(ask("2.2"))["revision"] == commit
 
 
 def test_weights_come_from_a_prefix_in_s3(
