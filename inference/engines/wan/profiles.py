@@ -31,11 +31,13 @@ class Checkpoint:
 
     ``name`` is the folder's name; ``source`` is where it comes from when the folder is
     not there and the operator has said nothing: a hub id, or random weights made here.
+    ``flow_shift`` is its own; None: the profile's.
     """
 
     name: str
     kind: Kind
     source: str
+    flow_shift: float | None = None
 
 
 @dataclass(frozen=True)
@@ -111,11 +113,13 @@ class Profile:
         default_low = self.guidance_low
         if request.guidance_scale is not None or default_low is None:
             default_low = guidance
+        checkpoint = self.checkpoint_for(request.width, request.height)
+        shift = _or(checkpoint.flow_shift, self.flow_shift)
         return Settings(
             steps=request.steps or self.steps,
             guidance=guidance,
             guidance_low=_or(request.guidance_scale_2, default_low),
-            flow_shift=_or(request.flow_shift, self.flow_shift),
+            flow_shift=_or(request.flow_shift, shift),
         )
 
     def check(self, request: RenderRequest) -> None:
@@ -193,8 +197,10 @@ CACHE_EVIDENCE = (
 )
 
 
-def _hub(name: str, kind: Kind, hub_id: str) -> Checkpoint:
-    return Checkpoint(name, kind, f"hub:{hub_id}")
+def _hub(
+    name: str, kind: Kind, hub_id: str, *, flow_shift: float | None = None
+) -> Checkpoint:
+    return Checkpoint(name, kind, f"hub:{hub_id}", flow_shift)
 
 
 _PROFILES = (
@@ -205,7 +211,10 @@ _PROFILES = (
             (
                 _480P,
                 _hub(
-                    "Wan2.1-I2V-14B-480P", "2.1", "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"
+                    "Wan2.1-I2V-14B-480P",
+                    "2.1",
+                    "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers",
+                    flow_shift=3.0,
                 ),
             ),
             (

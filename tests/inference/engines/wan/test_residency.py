@@ -23,6 +23,7 @@ from inference.engines.wan.residency import (
     pinned_budget,
 )
 from inference.errors import OutOfMemory
+from tests.inference.engines.wan.conftest import ask
 
 T5 = Part("t5", 11 * GB, "t5")
 VAE = Part("vae", 1 * GB, "vae")
@@ -366,6 +367,18 @@ def test_the_formula_agrees_with_torchs_own_counter() -> None:
             model(**inputs)
     counted = counter.get_total_flops()
     assert shape.forward(192, 128, 17) == pytest.approx(counted, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "asked", "shift"),
+    [(832, 480, None, 3.0), (1280, 720, None, 5.0), (832, 480, 5.0, 5.0)],
+)
+def test_each_checkpoint_has_the_flow_shift_that_wan_gives_it(
+    width: int, height: int, asked: float | None, shift: float
+) -> None:
+    request = ask("2.1", width=width, height=height, flow_shift=asked)
+    settings = PROFILES["wan2.1-i2v-14b"].settings(request)
+    assert settings.flow_shift == shift
 
 
 def test_the_largest_checkpoint_takes_the_largest_sizes() -> None:
