@@ -280,16 +280,18 @@ class Egress:
         accept: str = "*/*",
         deadline_seconds: float = 300.0,
         field: str = "url",
+        may_lead_to: Callable[[str], bool] | None = None,
     ) -> int:
         """Write what is at ``url`` to ``target``; return its size. Raises as ``fetch``.
 
-        After an error there is no file at ``target``.
+        After an error there is no file at ``target``. ``may_lead_to`` says of a host (with
+        its port unless 443) whether a redirect there is followed; then only by https.
         """
         size = 0
         try:
             with target.open("wb") as file:
                 for chunk in self._download(
-                    url, max_bytes, accept, deadline_seconds, field
+                    url, max_bytes, accept, deadline_seconds, field, may_lead_to
                 ):
                     size += file.write(chunk)
         except BaseException:
@@ -339,11 +341,16 @@ class Egress:
         accept: str,
         deadline_seconds: float,
         field: str,
+        may_lead_to: Callable[[str], bool] | None = None,
     ) -> Iterator[bytes]:
-        clock = _Clock(deadline_seconds)
+        clock, https_only = _Clock(deadline_seconds), may_lead_to is not None
         try:
-            for _hop in range(REDIRECTS_MAX + 1):
-                target = _target(url, self._allowed, https_only=False)
+            for hop in range(REDIRECTS_MAX + 1):
+                target = _target(url, self._allowed, https_only=https_only)
+                if hop and may_lead_to and not may_lead_to(target.authority):
+                    raise _RefusedError(
+                        "The URL redirects to a host that is not allowed."
+                    )
                 sent = {"accept": accept}
                 with self._exchange("GET", target, sent, clock, None) as response:
                     headers = _headers(response)

@@ -550,6 +550,29 @@ def test_a_redirect_to_anything_inside_is_refused(server, out, location):
     assert len(server.seen) == 1
 
 
+def test_a_redirect_is_followed_only_where_the_caller_lets_it(server, out, tmp_path):
+    def lead(handler: BaseHTTPRequestHandler) -> None:
+        there = handler.path == "/there"
+        say = answer(b"hello") if there else answer(b"", 302, Location="/there")
+        say(handler)
+
+    here, target = f"127.0.0.1:{server.port}", tmp_path / "file"
+    for allowed in (True, False):
+        server.say(lead)
+        asked: list[str] = []
+
+        def may(host: str, *, answer: bool = allowed, seen: list[str] = asked) -> bool:
+            seen.append(host)
+            return answer
+
+        if allowed:
+            assert out.fetch_to(server.url("/"), target, max_bytes=5, may_lead_to=may)
+        else:
+            with pytest.raises(InputRejected, match="host that is not allowed"):
+                out.fetch_to(server.url("/"), target, max_bytes=5, may_lead_to=may)
+        assert asked == [here]
+
+
 def test_a_redirect_to_nowhere_ends(server, out):
     server.say(answer(b"", 302))
     with pytest.raises(InputRejected):

@@ -2,7 +2,7 @@
 
 A name is looked up first in the operator's table (alias → stored key and SHA-256), then,
 when it is an https address or a hub name, among the hosts in ``LORA_SOURCES``. Nothing
-else is ever reached. Files are capped in size and kept in a local folder, least recently
+else is ever reached, by a redirect neither. Files are capped in size and kept in a local folder, least recently
 used out first. ``permitted`` answers the same question without fetching, so that a
 request can be refused before it is charged. Torch-free.
 """
@@ -38,6 +38,8 @@ HEADER_BYTES = 16 * 2**20
 _DTYPES = {"F32", "F16", "BF16"}
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _HUB = "huggingface.co"
+#: The hub answers with a redirect to one of its stores, such as cdn-lfs.hf.co.
+_HUB_STORES = (".hf.co", ".huggingface.co")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+\.safetensors)?")
 
 
@@ -138,7 +140,11 @@ class LoraFiles:
             part = self._part(link.name)
             try:
                 self._context.egress.fetch_to(
-                    address, part, max_bytes=self._file_bytes, field="loras"
+                    address,
+                    part,
+                    max_bytes=self._file_bytes,
+                    field="loras",
+                    may_lead_to=self._may_lead_to,
                 )
                 digest = file_sha256(part)
                 self._keep(part, self._folder / f"{digest}.safetensors")
@@ -148,6 +154,11 @@ class LoraFiles:
                 part.unlink(missing_ok=True)
         target = self._folder / link.readlink()
         return LoraFile(target, target.stem)
+
+    def _may_lead_to(self, host: str) -> bool:
+        if _HUB in self._sources and host.endswith(_HUB_STORES):
+            return True
+        return host in self._sources
 
     def _part(self, name: str) -> Path:
         """Return where a file is fetched to; what killed workers left there goes."""

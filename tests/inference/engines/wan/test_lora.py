@@ -454,6 +454,7 @@ class FakeEgress(Egress):
         self.visits += 1
         assert how["max_bytes"] == lora_files.FILE_BYTES
         assert how["field"] == "loras"
+        self.may_lead_to = how["may_lead_to"]
         return target.write_bytes(self.files[url].read_bytes())
 
 
@@ -507,6 +508,24 @@ def test_a_listed_host_is_visited_once(tmp_path: Path) -> None:
     for name in (address, "a/b/c.safetensors"):
         assert known.get(name).sha256 == file.sha256
     assert egress.visits == 1
+
+
+def test_a_redirect_leads_only_to_listed_hosts_and_the_hubs_own_stores(
+    tmp_path: Path,
+) -> None:
+    file = saved(tmp_path / "c.safetensors", matrices(1))
+
+    def followed(source: str, *hosts: str) -> list[str]:
+        address = f"https://{source}/a.safetensors"
+        egress = FakeEgress({address: file.path})
+        place = tmp_path / source
+        files(place, egress=egress, lora_sources=[source]).get(address)
+        return [host for host in hosts if egress.may_lead_to(host)]
+
+    stores = ("cdn-lfs.hf.co", "cas-bridge.xethub.hf.co")
+    others = ("evil.example", "hf.co.evil.example", "evilhf.co", "cdn-lfs.hf.co:8443")
+    assert followed("huggingface.co", *stores, *others) == [*stores]
+    assert followed("hub.example", "hub.example", *stores, *others) == ["hub.example"]
 
 
 @pytest.mark.parametrize(
