@@ -7,8 +7,6 @@ import pytest
 from billing import ledger
 from billing.models import Account
 from inference.errors import RenderError
-from jobs import housekeeper, lifecycle
-from jobs.models import Incident, Job
 from jobs import bells, housekeeper, lifecycle, webhooks
 from jobs.models import Incident, Job, WebhookDelivery, WebhookEvent
 from jobs.states import Status
