@@ -62,7 +62,7 @@ bench: $(VENV)/.dev
 
 # --- prove ----------------------------------------------------------------------------
 test: $(VENV)/.dev
-	@$(BIN)/pytest -n $(WORKERS) --dist loadgroup -q $(ARGS)
+	@$(BIN)/pytest -n $(WORKERS) -q $(ARGS)
 
 chaos: $(VENV)/.dev
 	@$(BIN)/pytest -m chaos -v $(ARGS)

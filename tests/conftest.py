@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 from django.conf import settings as django_settings
 from django.db import connections
 from pytest_django import DjangoDbBlocker
+from xdist.scheduler import LoadScopeScheduling
 
 from tests import services, stack
 from tests.stack import LiveStack, PhotoServer
@@ -144,7 +146,7 @@ def photo_server() -> Iterator[PhotoServer]:
 def live_stack(
     photo_server: PhotoServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LiveStack]:
-    """The whole stack as users run it. Tests that use it belong to a group.
+    """The whole stack as users run it. Each xdist worker has its own.
 
     Receivers and fakes on loopback may be called: any port of 127.0.0.1.
     """
@@ -156,12 +158,28 @@ def live_stack(
     running.stop()
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # Two groups need a stack, each has its own: one tells stories, one breaks things.
-    # A group stays in one xdist worker; two workers thus begin with one each.
     for item in items:
         if "live_stack" in getattr(item, "fixturenames", ()):
-            group = "faults" if "faults" in item.path.parts else "stories"
-            item.add_marker(pytest.mark.xdist_group(group))
             item.add_marker(pytest.mark.timeout(240))
+
+
+#: Their files start processes of their own; the rest is dealt out test by test.
+WHOLE_FILES = ("tests/stories/", "tests/faults/", "tests/project/test_up.py")
+
+
+class Dealer(LoadScopeScheduling):
+    """Gives each xdist worker whole files of stories and faults, and single tests.
+
+    Each worker has a stack of its own. (xdist's `loadgroup` would be the usual way; with
+    pytest 9.2 xdist 3.8 no longer sees its groups.)
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return file if file.startswith(WHOLE_FILES) else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Dealer:
+    return Dealer(config, log)

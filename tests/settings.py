@@ -26,6 +26,9 @@ os.environ |= {
     "METRICS_TOKEN": "tests only",
     "FLOWER_PASSWORD": "tests only",
     "LOG_LEVEL": "WARNING",
+    # Read once, by whichever test imports these first.
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
 }
 
 from project.settings import *  # noqa: E402, F403  # after the environment is set

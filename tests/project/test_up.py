@@ -21,7 +21,6 @@ from tests.stack import LiveStack, wait_until
 pytestmark = [
     pytest.mark.faults,
     pytest.mark.timeout(300),
-    pytest.mark.xdist_group("faults"),
 ]
 
 

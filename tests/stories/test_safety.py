@@ -19,7 +19,6 @@ from tests.stack import LiveStack, wait_until
 pytestmark = [
     pytest.mark.stories,
     pytest.mark.timeout(240),
-    pytest.mark.xdist_group("stack"),
 ]
 
 

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TRANSFORMERS_OFFLINE"] = "1"
-
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
