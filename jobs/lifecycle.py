@@ -33,7 +33,14 @@ from inference.errors import (
 from jobs import bells, claims, routing, safety, slots, webhooks
 from jobs.claims import Claim
 from jobs.errors import InvalidRequest, ModelUnavailable, NotAcceptableNow, NotFound
-from jobs.models import MADE, Job, JobNote, JobUpload, ProviderErrand
+from jobs.models import (
+    MADE,
+    Job,
+    JobNote,
+    JobUpload,
+    ProviderErrand,
+    WebhookDelivery,
+)
 from jobs.requests import JobRequest
 from jobs.states import ACTIVE, MOVES, Status, Step
 
@@ -127,7 +134,9 @@ def succeed(claim: Claim, artifact: Artifact, **changes: Any) -> None:
     ``changes`` are further facts to write onto the job.
     """
     job = claims.load(claim)
-    terms = accounts.terms_of_account(job.account_id)  # before the lock: it is hot
+    # Read before the lock, which all of the account's workers wait for.
+    terms = accounts.terms_of_account(job.account_id)
+    targets = webhooks.targets_of(job, "job.succeeded")
     retention = _retention_seconds(job, terms)
     with transaction.atomic():
         ledger.lock_wallet(account_id=job.account_id, mode=job.mode)
@@ -147,7 +156,7 @@ def succeed(claim: Claim, artifact: Artifact, **changes: Any) -> None:
                 account_id=job.account_id, mode=job.mode, reference=str(job.id)
             )
             claims.close_attempt(claim, "ok")
-            _after_close(job, "job.succeeded", terms)
+            _after_close(job, "job.succeeded", terms, targets)
             return
     confirm_canceled(claim)
 
@@ -648,12 +657,18 @@ def _is_canceled_by_us(job: Job) -> bool:
     return noted.exclude(actor="").exists()
 
 
-def _after_close(job: Job, event: str, terms: PlanTerms | None = None) -> None:
+def _after_close(
+    job: Job,
+    event: str,
+    terms: PlanTerms | None = None,
+    targets: list[WebhookDelivery] | None = None,
+) -> None:
     terms = terms or accounts.terms_of_account(job.account_id)
-    JobUpload.objects.filter(job_id=job.pk).delete()
+    if job.step == Step.PREPARE:  # later steps work from the prepared files
+        JobUpload.objects.filter(job_id=job.pk).delete()
     if job.route.get("kind") == "provider":
         _leave_errand(job.pk, _wanted_no_more(job))
-    webhooks.announce(job.pk, event)
+    webhooks.leave(job, event, targets)
     freed = slots.fill(
         account_id=job.account_id, mode=job.mode, limit=terms.max_running
     )

@@ -67,8 +67,22 @@ KEPT = (
 
 def announce(job_id: UUID, event: str) -> None:
     """Leave ``event`` about the job for whoever asked; runs in the job's transaction."""
-    known = ("id", "account_id", "mode", "request", "dialect")
-    job = Job.objects.only(*known, *KEPT).get(pk=job_id)
+    leave(Job.objects.get(pk=job_id), event)
+
+
+def leave(job: Job, event: str, targets: list[WebhookDelivery] | None = None) -> None:
+    """Do as `announce` for a job at hand, whose state may be out of date.
+
+    ``targets`` may have been found before a lock was taken.
+    """
+    targets = targets_of(job, event) if targets is None else targets
+    if targets:
+        kept = _kept(Job.objects.only(*KEPT).get(pk=job.pk))
+        _leave(job.account_id, job.mode, event, targets, job=job, data=kept)
+
+
+def targets_of(job: Job, event: str) -> list[WebhookDelivery]:
+    """Return deliveries of ``event``, not yet saved: one for each who asked for it."""
     targets = [
         WebhookDelivery(endpoint=endpoint, url=endpoint.url, lane=_lane_of(endpoint))
         for endpoint in _listeners(job.account_id, job.mode, event)
@@ -82,7 +96,7 @@ def announce(job_id: UUID, event: str) -> None:
                 lane=_lane_of_host(job, hook["url"]),
             )
         )
-    _leave(job.account_id, job.mode, event, targets, job=job, data=_kept(job))
+    return targets
 
 
 def _kept(job: Job) -> dict[str, Any]:
