@@ -119,7 +119,8 @@ class Line:
         return self.provider.capabilities.status_batch
 
     def wait_seconds(self) -> float:
-        spread = 1 + random.uniform(-JITTER, JITTER)  # noqa: S311 - only spreads load
+        # Only ever sooner: the interval is how long a job waits at most.
+        spread = 1 - random.uniform(0, JITTER)  # noqa: S311 - only spreads load
         return self.interval_seconds * spread
 
     def calls_now(self) -> int:
