@@ -72,7 +72,10 @@ def finish(job: Job) -> None:
 
 
 def due_now() -> None:
-    WebhookDelivery.objects.update(next_at=Now() - timedelta(seconds=1))
+    """Make all due, the oldest first: among equals Postgres picks any."""
+    for age, delivery in enumerate(WebhookDelivery.objects.order_by("-pk"), start=1):
+        delivery.next_at = Now() - timedelta(seconds=age)
+        delivery.save(update_fields=["next_at"])
     WebhookLane.objects.update(open_until=None)
 
 
