@@ -20,6 +20,7 @@ from django.conf import settings
 from django.db import Error as DatabaseError
 from django.db import connection
 
+from billing import prepared
 from inference.contracts import Progress
 from jobs.models import Job
 from jobs.states import Step
@@ -227,18 +228,17 @@ def _close(
     detail: str = "",
     is_lost: bool = False,
 ) -> None:
-    with connection.cursor() as cursor:
-        cursor.execute(
-            _CLOSE,
-            {
-                "job": job_id,
-                "fence": fence,
-                "outcome": outcome,
-                "code": code,
-                "detail": detail[:10_000],
-                "lost": is_lost,
-            },
-        )
+    prepared.rows(
+        _CLOSE,
+        {
+            "job": job_id,
+            "fence": fence,
+            "outcome": outcome,
+            "code": code,
+            "detail": detail[:10_000],
+            "lost": is_lost,
+        },
+    )
 
 
 class Heart:

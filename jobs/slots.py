@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from django.db import connection
+from billing import prepared
 
 _FILL = """
 WITH free AS (
@@ -35,21 +35,22 @@ UPDATE jobs_job j
 RETURNING j.queue
 """
 
+_IS_FREE = """
+SELECT count(*) < %(limit)s FROM jobs_job
+ WHERE account_id = %(account)s AND mode = %(mode)s
+   AND ready_at IS NOT NULL AND status IN ('queued', 'running')
+"""
+
 
 def is_free(*, account_id: UUID, mode: str, limit: int) -> bool:
     """Return whether one more job may hold a slot now."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT count(*) < %s FROM jobs_job WHERE account_id = %s AND mode = %s"
-            " AND ready_at IS NOT NULL AND status IN ('queued', 'running')",
-            [limit, account_id, mode],
-        )
-        (free,) = cursor.fetchone()
+    [(free,)] = prepared.rows(
+        _IS_FREE, {"limit": limit, "account": account_id, "mode": mode}
+    )
     return bool(free)
 
 
 def fill(*, account_id: UUID, mode: str, limit: int) -> list[str]:
     """Give free slots to the account's waiting jobs; return the queues to ring."""
-    with connection.cursor() as cursor:
-        cursor.execute(_FILL, {"account": account_id, "mode": mode, "limit": limit})
-        return [row[0] for row in cursor.fetchall()]
+    arguments = {"account": account_id, "mode": mode, "limit": limit}
+    return [queue for (queue,) in prepared.rows(_FILL, arguments)]
