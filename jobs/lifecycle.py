@@ -91,16 +91,11 @@ def advance(
 def keep_for_review(claim: Claim, artifact: Artifact, **changes: Any) -> None:
     """Send the finished file to be looked at; until then no customer sees it.
 
-    ``changes`` are further facts to write. The file is kept in ``master``, which nobody shows; ``succeed`` makes it the output.
+    ``changes`` are further facts to write. The file is kept in ``master``, which nobody
+    shows; ``succeed`` makes it the output.
     """
     master = {**claims.load(claim).master, MADE: _output(artifact)}
-    advance(
-        claim,
-        Step.REVIEW,
-        queue=safety.QUEUE,
-        master=master,
-        **changes,
-    )
+    advance(claim, Step.REVIEW, queue=safety.QUEUE, master=master, **changes)
 
 
 def kept_artifact(job: Job) -> Artifact:
@@ -139,7 +134,7 @@ def succeed(claim: Claim, artifact: Artifact, **changes: Any) -> None:
     targets = webhooks.targets_of(job, "job.succeeded")
     retention = _retention_seconds(job, terms)
     with transaction.atomic():
-        ledger.lock_wallet(account_id=job.account_id, mode=job.mode)
+        wallet = ledger.lock_wallet(account_id=job.account_id, mode=job.mode)
         moved = Job.objects.filter(
             **claims.owned(claim), cancel_requested_at__isnull=True
         ).update(
@@ -153,7 +148,10 @@ def succeed(claim: Claim, artifact: Artifact, **changes: Any) -> None:
         )
         if moved:
             ledger.capture(
-                account_id=job.account_id, mode=job.mode, reference=str(job.id)
+                account_id=job.account_id,
+                mode=job.mode,
+                reference=str(job.id),
+                wallet=wallet,
             )
             claims.close_attempt(claim, "ok")
             _after_close(job, "job.succeeded", terms, targets)

@@ -67,7 +67,8 @@ KEPT = (
 
 def announce(job_id: UUID, event: str) -> None:
     """Leave ``event`` about the job for whoever asked; runs in the job's transaction."""
-    leave(Job.objects.get(pk=job_id), event)
+    fields = ("id", "account_id", "mode", "request")
+    leave(Job.objects.only(*fields).get(pk=job_id), event)
 
 
 def leave(job: Job, event: str, targets: list[WebhookDelivery] | None = None) -> None:
