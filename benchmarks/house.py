@@ -62,9 +62,23 @@ def services(*, cheap: bool = False) -> Iterator[Path]:
         Plan.objects.update(requests_per_minute=10_000_000, monthly_videos={})
         yield home
     finally:
+        _hang_up()
         host.terminate()
         host.wait(30)
         shutil.rmtree(home, ignore_errors=True)
+
+
+def _hang_up() -> None:
+    """Close this process's pool, which else tells the log of each lost connection."""
+    from django.apps import apps
+    from django.db import connections
+    from django.db.backends.postgresql.base import DatabaseWrapper
+
+    if apps.ready:
+        for connection in connections.all(initialized_only=True):
+            assert isinstance(connection, DatabaseWrapper)
+            connection.close()
+            connection.close_pool()
 
 
 def _address(path: Path, host: subprocess.Popen[bytes]) -> dict[str, str]:
