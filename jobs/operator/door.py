@@ -26,7 +26,7 @@ from billing import operator_keys, throttles
 from billing.operator_keys import OperatorKey
 from billing.throttles import Allowance
 from jobs import strict_json
-from jobs.errors import InvalidRequest
+from jobs.errors import IdempotencyInFlight, IdempotencyMismatch, InvalidRequest
 
 log = structlog.get_logger()
 PROBLEM = "application/problem+json"
@@ -177,6 +177,10 @@ def handle(error: Exception, context: Mapping[str, Any]) -> Response | None:
     match error:
         case billing_errors.BadRequest():
             error = Unacceptable({error.field: [error.reason]})
+        case InvalidRequest() | IdempotencyMismatch():
+            error = Unacceptable({error.field or "body": [error.message]})
+        case IdempotencyInFlight():
+            error = _InFlight(error.message)
         case billing_errors.UnknownPlan():
             error = Unacceptable({"plan": [str(error)]})
         case billing_errors.UnknownAccount() | billing_errors.UnknownKey() | Http404():
@@ -199,6 +203,8 @@ def handle(error: Exception, context: Mapping[str, Any]) -> Response | None:
         headers["WWW-Authenticate"] = challenge
     if isinstance(error, _Away):
         headers["Retry-After"] = "5"
+    if isinstance(error, _InFlight):
+        headers["Retry-After"] = "1"
     if isinstance(error, TooOften):
         headers |= error.allowance.headers()
         headers["Retry-After"] = str(error.allowance.retry_after)
@@ -211,6 +217,10 @@ def handle(error: Exception, context: Mapping[str, Any]) -> Response | None:
     return Response(
         body, status=error.status_code, headers=headers, content_type=PROBLEM
     )
+
+
+class _InFlight(Conflict):
+    default_code = "idempotency_in_flight"
 
 
 class _Away(exceptions.APIException):

@@ -10,7 +10,11 @@ from decimal import Decimal
 from typing import Any
 
 from drf_spectacular.extensions import OpenApiSerializerExtension
-from drf_spectacular.utils import extend_schema_field, inline_serializer
+from drf_spectacular.utils import (
+    OpenApiParameter,
+    extend_schema_field,
+    inline_serializer,
+)
 from rest_framework import serializers
 
 from billing.keys import SCOPES
@@ -268,8 +272,18 @@ class KeyOut(serializers.Serializer):  # type: ignore[type-arg]
     last_used_at = serializers.DateTimeField(allow_null=True)
 
 
+IDEMPOTENCY_KEY = OpenApiParameter(
+    "Idempotency-Key",
+    str,
+    OpenApiParameter.HEADER,
+    description="1 to 255 printable ASCII characters of your choice, one per key.",
+)
+
+
 class NewKeyOut(KeyOut):
-    key = serializers.CharField(help_text="The key itself, shown this once.")
+    key = serializers.CharField(
+        allow_null=True, help_text="The key itself, shown this once."
+    )
     client_secret = serializers.CharField(
         allow_null=True, help_text="Of its client pair, shown this once."
     )

@@ -4,6 +4,7 @@ did what: the key's operator, in the same history as the admin's.
 
 from __future__ import annotations
 
+import json
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 from uuid import UUID
@@ -15,11 +16,14 @@ from django.utils import timezone
 from drf_spectacular.utils import OpenApiResponse, extend_schema
 from rest_framework import status
 from rest_framework.exceptions import NotFound
+from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 from billing import accounts, keys, ledger
 from billing.serializers import key_data, new_key_data
+from jobs import idempotency
+from jobs.dialects.base import WireRequest, WireResponse
 from jobs.operator import serializers as wire
 from jobs.operator import usage
 from jobs.operator.door import OperatorView, Unacceptable
@@ -346,15 +350,19 @@ class Keys(OperatorView):
         operation_id="operator_keys_create",
         summary="Issue an API key",
         tags=["Operator API"],
+        description="With an `Idempotency-Key`, repeating the call within 24 hours "
+        "returns the key it issued, `key` and `client_secret` null.",
+        parameters=[wire.IDEMPOTENCY_KEY],
         request=wire.NewKey,
-        responses={201: wire.NewKeyOut, **_refusals(400, 404, 415, 422)},
+        responses={201: wire.NewKeyOut, **_refusals(400, 404, 409, 415, 422)},
     )
     def post(self, request: Request, account_id: UUID) -> Response:
         asked = _read(wire.NewKey, request.data)
         account = accounts.get_account(account_id)
         if account.deleted_at is not None:
             raise Unacceptable({"account_id": ["The account was deleted."]})
-        with transaction.atomic():
+
+        def issue() -> WireResponse:
             row, plaintext = keys.create_key(
                 account_id=account_id,
                 mode=asked["mode"],
@@ -365,7 +373,19 @@ class Keys(OperatorView):
                 with_pair=asked["client_pair"],
             )
             _write_down(request, account, CHANGE, f"Issued key {row}.")
-        return Response(new_key_data(row, plaintext), status=status.HTTP_201_CREATED)
+            body = JSONRenderer().render(new_key_data(row, plaintext))
+            return WireResponse(status.HTTP_201_CREATED, json.loads(body))
+
+        with transaction.atomic():
+            answer = idempotency.once(
+                account_id=account_id,
+                mode=asked["mode"],
+                key=request.headers.get("Idempotency-Key"),
+                wire=WireRequest("POST", request.path, body=request.data),
+                create=issue,
+                shown_once=("key", "client_secret"),
+            )
+        return Response(answer.body, answer.status, headers=dict(answer.headers))
 
 
 class OneKey(OperatorView):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import datetime
 import json
 import threading
+from collections.abc import Mapping
 from typing import Any
 from uuid import uuid4
 
@@ -40,13 +41,20 @@ class Shop:
         self.row, self.key = operator_keys.mint(user, name="shop")
         self.http = Client()
 
-    def call(self, method: str, path: str, body: Any = None, **extra: Any) -> Any:
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        **extra: Any,
+    ) -> Any:
         return self.http.generic(
             method,
             f"/operator/v1/{path}",
             b"" if body is None else json.dumps(body).encode(),
             content_type="application/json",
-            headers={"authorization": f"Bearer {self.key}"},
+            headers={"authorization": f"Bearer {self.key}", **(headers or {})},
             **extra,
         )
 
@@ -285,6 +293,24 @@ def test_keys_are_issued_listed_and_revoked(shop: Shop) -> None:
     assert revoked["revoked_at"] is not None
     with pytest.raises(InvalidKey):
         keys.authenticate(made["key"])
+
+
+def test_a_repeated_issue_makes_one_key(shop: Shop) -> None:
+    path = f"accounts/{make_account('alice').pk}/keys"
+    body = {"mode": "test", "client_pair": True}
+
+    def issue(once: str, **changes: Any) -> Any:
+        return shop.call("POST", path, body | changes, {"Idempotency-Key": once})
+
+    first, again = issue("one"), issue("one")
+    assert [first.status_code, again.status_code] == [201, 201]
+    assert again["Idempotent-Replayed"] == "true"
+    assert again.json() == first.json() | {"key": None, "client_secret": None}
+    assert keys.authenticate(first.json()["key"]).mode == "test"
+    refused(issue("one", name="other"), 422, "Idempotency-Key")
+    refused(issue("ü"), 422, "Idempotency-Key")
+    assert issue("two").json()["id"] != first.json()["id"]
+    assert len(shop.get(path).json()["data"]) == 2
 
 
 def test_another_accounts_key_is_not_found(shop: Shop) -> None:
