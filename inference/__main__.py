@@ -218,7 +218,7 @@ def _plan(
         else model.frames_default * fps // model.fps
     )
     seed = random.randrange(2**31) if given.seed is None else given.seed  # noqa: S311
-    defaults = model.defaults
+    defaults = model.defaults_at(tier)
     last = folder / "last_image.png"
     prompt = given.prompt
     if given.expand:

@@ -87,6 +87,10 @@ class PublicModel:
     flow_shift_range: tuple[float, float] = (0.1, 30.0)
     loras_max: int = 0
     defaults: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    #: What is otherwise where a tier has weights of its own.
+    tier_defaults: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=lambda: MappingProxyType({})
+    )
     generated: bool = True
     #: Delivered by enlarging what the highest of ``tiers`` renders.
     upscaled_tiers: tuple[str, ...] = ()
@@ -104,6 +108,10 @@ class PublicModel:
     def native_tier(self, tier: str) -> str:
         """Return the tier that is rendered when ``tier`` is delivered."""
         return self.tiers[-1] if tier in self.upscaled_tiers else tier
+
+    def defaults_at(self, tier: str) -> dict[str, Any]:
+        """Return the defaults of what is rendered when ``tier`` is delivered."""
+        return {**self.defaults, **self.tier_defaults.get(self.native_tier(tier), {})}
 
     def offers(self, feature: Feature) -> bool:
         return feature in self.features
@@ -200,6 +208,8 @@ _MODELS: tuple[PublicModel, ...] = (
         defaults=MappingProxyType(
             {"steps": 30, "guidance_scale": 5.0, "flow_shift": 5.0}
         ),
+        # Wan's own configuration; the 480p checkpoint is one of its own.
+        tier_defaults=MappingProxyType({"480p": {"flow_shift": 3.0}}),
         routes=(
             _own("gpu.wan2.1", "wan", "wan2.1-i2v-14b"),
             _via("novita", "wan-i2v"),

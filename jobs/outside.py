@@ -397,7 +397,7 @@ def order(
         audio = "none"
     unasked = {
         name
-        for name, value in model.defaults.items()
+        for name, value in model.defaults_at(request.tier).items()
         if getattr(request, name) == value
     }
     if request.seed_is_drawn or request.seed is None:

@@ -210,14 +210,15 @@ class JobRequest:
         """
         given = {name: value for name, value in options.items() if value is not None}
         fps = _rate(model, fps)
+        tier = _tier(model, tier)
         request = cls(
             model=model.name,
             image=image,
             fps=fps,
             frames=_length(model, frames=frames, seconds=seconds, fps=fps),
-            tier=_tier(model, tier),
+            tier=tier,
             audio=_sound(model, audio),
-            **{**model.defaults, **given},
+            **{**model.defaults_at(tier), **given},
         )
         _check(model, request, given)
         return request

@@ -165,6 +165,9 @@ _MODEL = record(
     default_audio=TEXT,
     options=array(TEXT),
     defaults=ANY_OBJECT,
+    resolution_defaults=said(
+        ANY_OBJECT, "Defaults that are otherwise at a resolution, by resolution."
+    ),
     prompt_max_characters=COUNT,
     last_image_required=FLAG,
     max_loras=COUNT,

@@ -657,6 +657,9 @@ def model_body(view: base.ModelView) -> dict[str, Any]:
         "default_audio": model.audio_default,
         "options": sorted(feature.value for feature in model.features),
         "defaults": dict(model.defaults),
+        "resolution_defaults": {
+            tier: dict(values) for tier, values in model.tier_defaults.items()
+        },
         "prompt_max_characters": model.prompt_max,
         "last_image_required": model.last_image_required,
         "max_loras": model.loras_max,

@@ -169,9 +169,7 @@ STEPS = fields.integer("steps", low=1, high=40, canonical="steps", rule="1 to 40
 GUIDANCE = fields.number(
     "guidance_scale", low=0, high=10, canonical="guidance_scale", rule="0 to 10 (5.0)"
 )
-SHIFT = fields.number(
-    "flow_shift", low=1, high=10, canonical="flow_shift", rule="1 to 10 (5.0)"
-)
+SHIFT = fields.number("flow_shift", low=1, high=10, default=5.0, canonical="flow_shift")
 SAFETY = fields.boolean(
     "enable_safety_checker", default=True, canonical="safety_checker"
 )
@@ -218,7 +216,7 @@ def create_wan_21(wire: WireRequest, models: ModelLookup) -> Create:
                 seed=fold_seed(SEED.take(body)),
                 steps=STEPS.find(body),
                 guidance_scale=GUIDANCE.find(body),
-                flow_shift=SHIFT.find(body),
+                flow_shift=SHIFT.take(body),
                 safety_checker=SAFETY.take(body),
                 quality="fast" if FAST.take(body) else None,
                 loras=LORAS.find(body) or None,

@@ -372,6 +372,26 @@ def test_models_show_their_limits_and_whether_they_are_available(api: Api) -> No
     assert api.get("/v1/models/nope").status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("body", "shift"),
+    [
+        ({"resolution": "480p"}, 3.0),
+        ({"resolution": "720p"}, 5.0),
+        ({"resolution": "4k"}, 5.0),
+        ({"resolution": "480p", "flow_shift": 4.5}, 4.5),
+    ],
+)
+def test_an_option_not_given_is_what_the_resolutions_own_weights_want(
+    alice: Account, body: dict[str, Any], shift: float
+) -> None:
+    api = Api(make_key(alice, mode="test"))
+    model = api.get("/v1/models/wan2.1-i2v").json()
+    assert model["defaults"]["flow_shift"] == 5.0
+    assert model["resolution_defaults"] == {"480p": {"flow_shift": 3.0}}
+    answer = create(api, model="wan2.1-i2v", **body)
+    assert answer.json()["parameters"]["flow_shift"] == shift
+
+
 def test_a_model_without_a_route_is_refused_before_charging(api: Api) -> None:
     response = create(api, model="wan2.6-i2v")
     assert response.status_code == 503

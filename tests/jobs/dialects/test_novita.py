@@ -129,6 +129,10 @@ def test_the_size_pair_chooses_sharpness_only() -> None:
     assert create(width=480, height=832) == create(width=832, height=480) == create()
 
 
+def test_the_flow_shift_is_novitas_default_at_both_sizes() -> None:
+    assert create().flow_shift == create(width=1280, height=720).flow_shift == 5.0
+
+
 def test_half_a_size_is_the_default_size() -> None:
     assert create(width=1280) == create()
 
