@@ -232,13 +232,17 @@ def put_in_doubt(job: Job, reason: str) -> None:
 
 
 def try_again(claim: Claim, error: RenderError) -> None:
-    """Put the step back in its queue after a failed try, or fail when tries are used up.
+    """Put the step back in its queue after a failed try; once its tries are used up,
+    take an engine's job to the next route and fail any other.
 
     What was not the step's own fault (``error.counts`` false) costs no try.
     """
     tries = claim.tries + (1 if error.counts else 0)
-    if error.permanent or tries >= settings.STEP_TRIES:
+    if error.permanent:
         fail(claim, error)
+        return
+    if tries >= settings.STEP_TRIES:
+        give_up(claim, error)
         return
     pause = error.retry_after_seconds or settings.RETRY_SECONDS * 2**claim.tries
     moved = Job.objects.filter(**claims.owned(claim)).update(
@@ -253,6 +257,14 @@ def try_again(claim: Claim, error: RenderError) -> None:
     claims.close_attempt(
         claim, "failed", error_code=error.code, error_detail=str(error)
     )
+
+
+def give_up(claim: Claim, error: RenderError) -> None:
+    """End what these machines cannot do: on the next route where there is one."""
+    if claim.step is Step.GENERATE:
+        reroute(claim, error)
+    else:
+        fail(claim, error)
 
 
 def reroute(claim: Claim, error: RenderError) -> None:
@@ -444,20 +456,24 @@ def lose(job: Job) -> None:
         return
     if job.step_tries + 1 >= settings.STEP_TRIES:
         if Job.objects.filter(**gone).update(lease_until=None, worker=""):
-            end(
-                job_id,
-                RenderError(
-                    f"lost its worker {job.step_tries + 1} times",
-                    code="worker_lost",
-                    public="The machines making the video went away repeatedly.",
-                ),
-            )
+            _end_lost(job)
         return
     moved = Job.objects.filter(**gone).update(
         lease_until=None, worker="", step_tries=F("step_tries") + 1
     )
     if moved:
         bells.ring(job.queue)
+
+
+def _end_lost(job: Job) -> None:
+    error = RenderError(
+        f"lost its worker {job.step_tries + 1} times",
+        code="worker_lost",
+        public="The machines making the video went away repeatedly.",
+    )
+    if job.step == Step.GENERATE and reroute_waiting(job, error):
+        return
+    end(job.pk, error)
 
 
 # ------------------------------------------------------------------- refunding

@@ -32,6 +32,7 @@ from inference.errors import (
     OutOfMemory,
     RenderError,
     Stopped,
+    WeightsMissing,
 )
 from jobs import (
     bells,
@@ -187,9 +188,9 @@ def _stopped(held: Held) -> None:
 
 def _failed(held: Held, error: RenderError) -> None:
     try:
-        if error.permanent and isinstance(error, OutOfMemory):
-            # Too large for the machines of this route only.
-            lifecycle.reroute(held.claim, error)
+        if error.permanent and isinstance(error, OutOfMemory | WeightsMissing):
+            # Wrong with the machines of this route only.
+            lifecycle.give_up(held.claim, error)
         elif error.permanent or isinstance(error, InputRejected):
             lifecycle.fail(held.claim, error)
             if error.code == lifecycle.BLOCKED:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.db import DatabaseError, transaction
+from django.db.models.functions import Now
 
 from billing import ledger
 from billing.models import Account
@@ -21,6 +22,7 @@ from inference.errors import (
     OutOfMemory,
     ProviderError,
     RenderError,
+    WeightsMissing,
 )
 from jobs import claims, intake, lifecycle, routing, slots, steps, tasks
 from jobs.claims import Claim, Held
@@ -126,13 +128,9 @@ def test_a_step_is_tried_three_times_and_then_the_job_fails(alice: Account) -> N
     assert [a.outcome for a in job.attempts.all()] == ["failed"] * 3
 
 
-def test_a_clip_too_large_for_one_route_is_made_on_the_next_or_refunded(
-    alice: Account, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def run_out(held: Held) -> None:
-        raise OutOfMemory("48 GB", permanent=True)
-
-    monkeypatch.setitem(vars(steps)["STEPS"], Step.GENERATE, run_out)
+@pytest.fixture
+def larger() -> Iterator[None]:
+    """A second route for motion, after the first."""
     Route.objects.create(
         model="motion",
         name="larger",
@@ -142,17 +140,61 @@ def test_a_clip_too_large_for_one_route_is_made_on_the_next_or_refunded(
         rank=9,
     )
     routing.forget()
-    job = make_job(alice, seconds=5)
-    assert job.route["name"] == "cpu"
-    tasks._do(Held(prepared(job)))
-    job.refresh_from_db()
-    assert (job.status, job.route["name"], job.queue) == ("running", "larger", "media")
-    assert held(alice) == 1000
-    tasks._do(Held(claim("media")))
-    job.refresh_from_db()
-    assert (job.status, job.error_code) == ("failed", "out_of_memory")
-    assert (available(alice), held(alice)) == (10_000, 0)
+    yield
     routing.forget()
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [
+        (OutOfMemory("48 GB", permanent=True), 1),
+        (WeightsMissing("no such folder"), 1),
+        (OutOfMemory("host"), 3),
+        (EngineFailed("broke"), 3),
+        (ValueError("a bug"), 3),
+    ],
+)
+def test_what_one_route_cannot_make_is_made_on_the_next_or_refunded(
+    alice: Account,
+    larger: None,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    tries: int,
+) -> None:
+    def breaks(held: Held) -> None:
+        raise error
+
+    monkeypatch.setitem(vars(steps)["STEPS"], Step.GENERATE, breaks)
+    job = make_job(alice, seconds=5)
+    work: Claim | None = prepared(job)
+    for name, queue in (("cpu", "cpu"), ("larger", "media")):
+        for _ in range(tries):
+            job.refresh_from_db()
+            assert (job.status, job.route["name"]) == ("running", name)
+            assert held(alice) == 1000
+            tasks._do(Held(work or claim(queue)))
+            Job.objects.update(run_after=None)
+            work = None
+    job.refresh_from_db()
+    assert job.status == "failed"
+    assert (available(alice), held(alice)) == (10_000, 0)
+
+
+def test_a_route_whose_workers_die_is_left_for_the_next(
+    alice: Account, larger: None
+) -> None:
+    job = make_job(alice, seconds=5)
+    prepared(job)
+    for queue in ("cpu", "cpu", "media", "media", "media"):
+        Job.objects.update(lease_until=Now() - timedelta(seconds=1))
+        lifecycle.lose(Job.objects.get())
+        assert held(alice) == 1000
+        claim(queue)
+    Job.objects.update(lease_until=Now() - timedelta(seconds=1))
+    lifecycle.lose(Job.objects.get())
+    job.refresh_from_db()
+    assert (job.status, job.error_code) == ("failed", "worker_lost")
+    assert (available(alice), held(alice)) == (10_000, 0)
 
 
 def test_our_own_outage_uses_up_no_try(alice: Account) -> None:
