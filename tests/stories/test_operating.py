@@ -31,6 +31,21 @@ def flower(live_stack: LiveStack) -> Iterator[httpx.Client]:
         yield client
 
 
+def test_a_worker_goes_on_at_once_while_jobs_wait(live_stack: LiveStack) -> None:
+    with live_stack.client(live_stack.key()) as client:
+        jobs = [client.post("/v1/jobs", json=QUICK).json()["id"] for _ in range(9)]
+        for job in jobs:
+            live_stack.wait_for_job(client, job)
+    pauses = live_stack.sql(
+        "SELECT extract(epoch FROM started_at - lag(ended_at) OVER"
+        " (ORDER BY started_at))::float8 FROM jobs_attempt"
+        " WHERE step = 'generate' AND job_id = ANY(%s::uuid[])",
+        jobs,
+    )
+    # The loop of a worker that nothing wakes turns once a second.
+    assert sorted(pause for (pause,) in pauses[1:])[4] < 0.4
+
+
 class TestFlower:
     def test_a_running_task_shows_job_account_model_and_progress(
         self, live_stack: LiveStack, flower: httpx.Client
