@@ -90,7 +90,7 @@ def test_nothing_is_lost_or_charged_twice_while_everything_dies(
 ) -> None:
     print(f"CHAOS_SEED={SEED}")  # noqa: T201 - to run it again
     dice = random.Random(SEED)
-    live = stack.start(tmp_path, **dict.fromkeys(FAST, ""), LOG_LEVEL="INFO")
+    live = stack.start(tmp_path, **dict.fromkeys(FAST, "") | {"LOG_LEVEL": "INFO"})
     try:
         until = time.monotonic() + SECONDS
         customers = [
