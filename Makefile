@@ -30,7 +30,7 @@ help:
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "Zoetrope needs Python 3.11 or 3.12." >&2; exit 1; }
 	@echo "making $(VENV) with $(PYTHON)"
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }  # half of one looks whole
 
 $(VENV)/.base: requirements/base.txt requirements/embedded.txt | $(BIN)/python
 	@echo "installing what the stack needs"
