@@ -169,7 +169,7 @@ class Supervisor:
         self._reap()
         for one in self._waiting():
             if time.monotonic() >= one.start_at:
-                self._spawn(one)
+                self._spawn_again(one)
         if self._watchdog is None and time.monotonic() >= self._watchdog_at:
             self._start_watchdog()
         self._trim_logs()
@@ -196,6 +196,17 @@ class Supervisor:
             for one in self.table.values()
             if one.child is None and one.exit_code is None
         ]
+
+    def _spawn_again(self, one: Running) -> None:
+        try:
+            self._spawn(one)
+        except OSError as error:  # no room for its log, no process to be had
+            one.failures += 1
+            pause = delay_seconds(one.failures)
+            one.start_at = time.monotonic() + pause
+            self.tell(
+                one.process.name, f"not started ({error}); again in {pause:.1f} s"
+            )
 
     def _spawn(self, one: Running) -> None:
         process = one.process
@@ -315,10 +326,17 @@ class Supervisor:
             return
         self._logs_checked = time.monotonic()
         for name in self.table:
-            path = self.log_path(name)
-            if path and path.stat().st_size > LOG_LIMIT_BYTES:
-                path.with_suffix(".log.1").write_bytes(path.read_bytes())
-                os.truncate(path, 0)  # its writer appends, so it goes on at the start
+            if path := self.log_path(name):
+                try:
+                    _trim(path)
+                except OSError as error:
+                    self.tell(name, f"keeps its log as it is: {error}")
+
+
+def _trim(path: Path) -> None:
+    if path.stat().st_size > LOG_LIMIT_BYTES:
+        path.with_suffix(".log.1").write_bytes(path.read_bytes())
+        os.truncate(path, 0)  # its writer appends, so it goes on at the start
 
 
 def as_user(

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from project import watchdog
-from project.supervisor import delay_seconds
+from project import supervisor, watchdog
+from project.supervisor import Process, Running, Supervisor, delay_seconds
 
 ROOT = Path(__file__).resolve().parents[2]
 SLEEP = ["sleep", "1000"]
@@ -116,6 +116,30 @@ def test_a_killed_process_runs_again(supervise):
     second = until(lambda: stack.pids("one")[1:])[0]
     assert "one died (SIGKILL); again in 0.2 s" in stack.said
     assert second in stack.alive()
+
+
+def test_a_process_that_cannot_be_started_again_is_tried_again(supervise):
+    stack = supervise({"name": "one", "argv": SLEEP})
+    logs = stack.folder / "logs"
+    logs.rename(stack.folder / "away")
+    os.kill(stack.pids("one")[0], signal.SIGKILL)
+    until(lambda: any("not started" in line for line in stack.said))
+    (stack.folder / "away").rename(logs)
+    second = until(lambda: stack.pids("one")[1:])[0]
+    assert second in stack.alive()
+
+
+def test_a_long_log_is_cut_and_a_deleted_one_stops_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervisor, "LOG_CHECK_SECONDS", -1.0)
+    told = []
+    one = Supervisor(logs=tmp_path, tell=lambda *event: told.append(event))
+    one.table = {name: Running(Process(name, [])) for name in ("gone", "long")}
+    with (tmp_path / "long.log").open("wb") as log:
+        log.truncate(supervisor.LOG_LIMIT_BYTES + 1)
+    one._trim_logs()
+    assert (tmp_path / "long.log").stat().st_size == 0
+    assert (tmp_path / "long.log.1").stat().st_size == supervisor.LOG_LIMIT_BYTES + 1
+    assert [name for name, _ in told] == ["gone"]
 
 
 def test_what_a_dead_process_left_behind_is_gone_before_it_runs_again(supervise):
