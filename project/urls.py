@@ -6,10 +6,14 @@ from importlib.util import find_spec
 
 from django.contrib import admin
 from django.urls import URLPattern, URLResolver, include, path
+from django.views.generic import RedirectView
 
 from project import health, metrics
 
 urlpatterns: list[URLPattern | URLResolver] = [
+    path("", RedirectView.as_view(url="/docs")),
+    path("docs/", RedirectView.as_view(url="/docs")),
+    path("admin", RedirectView.as_view(url="/admin/")),
     path("healthz", health.healthz),
     path("readyz", health.readyz),
     path("metrics", metrics.metrics),

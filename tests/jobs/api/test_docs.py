@@ -190,3 +190,11 @@ def test_pages_nobody_wrote_are_not_remembered() -> None:
         assert get(f"/docs/nothing-{number}").status_code == 404
     assert get("/docs/guide").status_code == 200
     assert docs._written.cache_info().currsize == 1
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("/", "/docs"), ("/docs/", "/docs"), ("/admin", "/admin/")]
+)
+def test_what_people_type_leads_to_the_page_they_mean(typed: str, meant: str) -> None:
+    answer = Client().get(typed)
+    assert (answer.status_code, answer["Location"]) == (302, meant)
