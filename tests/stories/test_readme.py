@@ -22,14 +22,14 @@ def blocks(language: str) -> list[str]:
 
 
 def run(
-    command: list[str], live_stack: LiveStack, folder: Path, **extra: str
+    command: list[str], live_stack: LiveStack, folder: Path
 ) -> subprocess.CompletedProcess[str]:
     (folder / "tests").symlink_to(ROOT / "tests")
     (folder / "manage.py").symlink_to(ROOT / "manage.py")
     return subprocess.run(
         command,
         cwd=folder,
-        env=live_stack.env | extra,
+        env=live_stack.env,
         capture_output=True,
         text=True,
         check=False,
@@ -57,9 +57,11 @@ def test_the_shell_lines_make_a_video(live_stack: LiveStack, tmp_path: Path) -> 
 
 
 def test_the_python_lines_make_a_video(live_stack: LiveStack, tmp_path: Path) -> None:
+    """In the terminal in which the line before them made the key."""
     [code] = blocks("python")
-    command = [sys.executable, "-c", here(code, live_stack)]
-    done = run(command, live_stack, tmp_path, KEY=live_stack.key("test"))
+    (tmp_path / "rocket.py").write_text(here(code, live_stack))
+    lines = f"set -e\n{blocks('sh')[0]}\n.venv/bin/python rocket.py"
+    done = run(["bash", "-c", here(lines, live_stack)], live_stack, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert seconds_of(tmp_path / "rocket.mp4") == pytest.approx(5.0, abs=0.1)
 
