@@ -159,10 +159,14 @@ def add_provider(env: dict[str, str], provider: str, fake: Fake, route: str) -> 
 def running(home: Path) -> str | None:
     url = state.addresses(home).get("PUBLIC_URL")
     try:
-        alive = url and httpx.get(f"{url}/healthz", timeout=2).status_code == 200
+        alive = url and _answers(f"{url}/healthz")
     except httpx.TransportError:
         return None  # the file is left over from a stack that was killed
     return url if alive else None
+
+
+def _answers(url: str) -> bool:
+    return httpx.get(url, timeout=2, trust_env=False).status_code == httpx.codes.OK
 
 
 def wait_for_ready(up: subprocess.Popen[str], say: Say) -> str:
@@ -189,9 +193,12 @@ def new_key(env: dict[str, str]) -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
-def submit(client: httpx.Client, photo: Path, fields: dict[str, str]) -> dict[str, Any]:
+def submit(
+    client: httpx.Client, photo: Path, fields: dict[str, str], say: Say
+) -> dict[str, Any]:
     """Order the video; wait for a GPU worker, which warms up before it takes jobs."""
     deadline = time.monotonic() + WARM_SECONDS
+    is_told = False
     while True:
         with photo.open("rb") as image:
             answer = client.post(
@@ -199,9 +206,14 @@ def submit(client: httpx.Client, photo: Path, fields: dict[str, str]) -> dict[st
                 data=fields,
                 files={"image": (photo.name, image, "image/jpeg")},
             )
-        if answer.status_code != 503 or time.monotonic() > deadline:
+        is_busy = answer.status_code in {429, 503}
+        if not is_busy or time.monotonic() > deadline:
             return body_of(answer)
-        time.sleep(POLL_SECONDS)
+        if not is_told:
+            say(f"waiting for a worker of {fields['model']} to warm up")
+            is_told = True
+        # Not more often: the demo's account is on the free plan.
+        time.sleep(max(2.0, float(answer.headers.get("Retry-After", 0))))
 
 
 def body_of(answer: httpx.Response) -> dict[str, Any]:
@@ -238,7 +250,10 @@ def download(url: str, path: Path) -> int:
     """Fetch the signed URL as any customer would, without a key; return its bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    with httpx.stream("GET", url, timeout=60) as answer, part.open("wb") as file:
+    with (
+        httpx.stream("GET", url, timeout=60, trust_env=False) as answer,
+        part.open("wb") as file,
+    ):
         if answer.is_error:
             raise DemoFailed(f"the signed URL said {answer.status_code}")
         for chunk in answer.iter_bytes():

@@ -46,7 +46,12 @@ class Command(BaseCommand):
         home, provider = settings.ZOETROPE_HOME, options["provider"]
         if not provider:
             ask = demo.Ask(options["model"] or "motion")
-            env = os.environ | environment_for(ask.model)
+            needed = environment_for(ask.model)
+            if needed and demo.running(home):
+                raise demo.DemoFailed(
+                    f"stop the running stack first: it has no worker of {ask.model}"
+                )
+            env = os.environ | needed
             with demo.stack(home, self.say, env=env) as url:
                 return self.make_video(url, env, ask, options)
         ask = demo.ask_for(provider)
@@ -66,9 +71,11 @@ class Command(BaseCommand):
     ) -> tuple[Path, str]:
         key = demo.new_key(env)
         headers = {"Authorization": f"Bearer {key}"}
-        with httpx.Client(base_url=url, headers=headers, timeout=60) as client:
+        with httpx.Client(
+            base_url=url, headers=headers, timeout=60, trust_env=False
+        ) as client:
             fields = {"model": ask.model, "prompt": options["prompt"], **ask.fields}
-            job = demo.submit(client, options["photo"], fields)
+            job = demo.submit(client, options["photo"], fields, self.say)
             self.say(f"POST {url}/v1/jobs  ->  job {job['id']} by {ask.model}")
             job = demo.follow(client, job["id"], self.show)
         credits = job["credits"]
