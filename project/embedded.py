@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import hashlib
 import importlib.util
 import json
@@ -31,7 +32,7 @@ from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import quote
 
-from project import state
+from project import env, state
 from project.supervisor import Process, Stopped, Supervisor, as_user
 
 USER: Final = "zoetrope"
@@ -51,13 +52,17 @@ class Service(Protocol):
     def tidy(self) -> None: ...
 
 
-def free_port(preferred: int = 0, *, taken: frozenset[int] = frozenset()) -> int:
-    """Return the preferred port when nobody listens there, else a random free one."""
-    if preferred and preferred not in taken and _is_free(preferred):
+def free_port(
+    preferred: int = 0, *, claim: Callable[[int], bool] = lambda port: True
+) -> int:
+    """Return the preferred port when nobody listens there, else a random free one.
+
+    ``claim`` may refuse a free one.
+    """
+    if preferred and _is_free(preferred) and claim(preferred):
         return preferred
-    # SystemRandom: two copies that start together must not draw the same numbers.
     for port in random.SystemRandom().sample(PORTS, 200):
-        if port not in taken and _is_free(port):
+        if _is_free(port) and claim(port):
             return port
     raise OSError("no free port on 127.0.0.1")
 
@@ -73,20 +78,35 @@ def _is_free(port: int) -> bool:
 
 
 class Ports:
-    """Hands out free ports by name, the same ones as last time where they are free."""
+    """Hands out free ports by name, the same ones as last time where they are free.
+
+    Each is ours from then on, though nobody listens there yet: copies that start at the
+    same time get different ones. (The web server would share its port with another's.)
+    """
 
     def __init__(self, home: Path) -> None:
         self.path = home / "ports.json"
         self.kept = {name: int(port) for name, port in state.read(self.path).items()}
-        self.given: dict[str, int] = {}
+        self.given: set[int] = set()
+        # One byte of it is locked per port, until this process ends however it does.
+        claims = Path(tempfile.gettempdir()) / f"zoetrope-{os.geteuid()}.ports"
+        self._claims = os.open(claims, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
 
     def take(self, name: str, preferred: int = 0) -> int:
-        wanted = preferred or self.kept.get(name, 0)
-        port = free_port(wanted, taken=frozenset(self.given.values()))
-        self.given[name] = port
+        port = free_port(preferred or self.kept.get(name, 0), claim=self._claim)
         if not preferred:
             self.kept[name] = port
         return port
+
+    def _claim(self, port: int) -> bool:
+        if port in self.given:
+            return False
+        try:
+            fcntl.lockf(self._claims, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+        except OSError:
+            return False
+        self.given.add(port)
+        return True
 
     def save(self) -> None:
         state.write(self.path, {name: str(port) for name, port in self.kept.items()})
@@ -137,6 +157,7 @@ class Postgres:
         return str(Path(spec.origin).parent / "pginstall18" / "bin" / name)
 
     def prepare(self) -> None:
+        remove_dead_folders()
         self.sockets.mkdir(mode=0o700, exist_ok=True)
         owner = self.sockets.stat().st_uid
         if owner not in {os.geteuid(), self.user}:
@@ -416,6 +437,15 @@ class S3:
                 Path(f"/tmp/seaweedfs-{kind}-{port}.sock").unlink(missing_ok=True)  # noqa: S108
 
 
+def remove_dead_folders() -> None:
+    """Remove the empty socket folders that Postgreses of ours left when killed."""
+    for path in Path(tempfile.gettempdir()).glob(f"zoetrope-{os.geteuid()}-*"):
+        with contextlib.suppress(OSError):
+            # One that is just being made is empty too.
+            if time.time() - path.stat().st_mtime > 60:
+                path.rmdir()
+
+
 def remove_dead_sockets() -> None:
     """Remove the sockets in /tmp of any weed of ours that was killed with its stack."""
     for path in Path("/tmp").glob("seaweedfs-*.sock"):  # noqa: S108  # weed's choice
@@ -489,6 +519,7 @@ def main() -> None:
         sys.stderr.write(f"{name}: {event}\n")
         sys.stderr.flush()
 
+    env.spare_loopback_the_proxy()
     until = parent_watch(options.until_pid)
     made: list[Service] = []
     try:

@@ -25,6 +25,13 @@ def text(name: str, default: str | None = None) -> str:
     return default
 
 
+def spare_loopback_the_proxy() -> None:
+    """Have this process and its children reach this machine without ``HTTP_PROXY``."""
+    for name in ("NO_PROXY", "no_proxy"):
+        known = os.environ.get(name, "")
+        os.environ[name] = ",".join(filter(None, [known, "127.0.0.1,localhost,::1"]))
+
+
 def integer(name: str, default: int | None = None, *, minimum: int = 0) -> int:
     value = text(name, None if default is None else str(default))
     try:

@@ -15,7 +15,7 @@ from django.conf import settings
 
 from inference.catalogue import MODELS
 from jobs import safety
-from project import embedded, state, wiring
+from project import embedded, env, state, wiring
 from project.supervisor import Process, Supervisor, last_lines
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -180,6 +180,7 @@ def run(home: Path, say: Say, *, on_ready: Callable[[str], None]) -> None:
     Raises AlreadyRunning, RuntimeError or TimeoutError when it cannot start, with what
     the process concerned said last; Stopped (from the supervisor) at its end.
     """
+    env.spare_loopback_the_proxy()
     home.mkdir(parents=True, exist_ok=True)
     with (home / "lock").open("w") as lock:
         try:
@@ -207,18 +208,18 @@ def _run(home: Path, say: Say, *, on_ready: Callable[[str], None]) -> None:
             # By this file, not by environment: any later command reads it as well, and
             # a DATABASE_URL in the environment means that nothing is ours.
             state.write(home / "stack.json", addresses)
-            env = {"ZOETROPE_HOME": str(home), "PORT": str(port)}
+            given = {"ZOETROPE_HOME": str(home), "PORT": str(port)}
             wait_for_services(supervisor, services, "postgres")
             say("bringing the database up to date")
-            migrate(supervisor, env)
+            migrate(supervisor, given)
             wait_for_services(supervisor, services)
             say("starting web and workers")
-            supervisor.start(*processes(port=port, flower_port=flower_port, env=env))
+            supervisor.start(*processes(port=port, flower_port=flower_port, env=given))
             web = f"http://{local(settings.WEB_HOST)}:{port}"
             flower = f"http://{local(settings.FLOWER_HOST)}:{flower_port}"
             wait_for(supervisor, "web", lambda: answers(f"{web}/readyz", 200))
             wait_for(supervisor, "flower", lambda: answers(flower, 401))
-            say(f"flower  {flower}  (user {settings.FLOWER_USER})")
+            say(f"flower  {flower}  ({flower_login(home)})")
             on_ready(url)
             supervisor.run()
     finally:
@@ -250,6 +251,13 @@ def wait_for(supervisor: Supervisor, name: str, ready: Callable[[], bool]) -> No
 def migrate(supervisor: Supervisor, env: dict[str, str]) -> None:
     argv = [sys.executable, str(ROOT / "manage.py"), "migrate", "--no-input"]
     supervisor.run_once(Process("migrate", argv, env=env, cwd=ROOT), seconds=600)
+
+
+def flower_login(home: Path) -> str:
+    """Return the user and where the password is."""
+    known = state.local_secrets(home).get("FLOWER_PASSWORD")
+    place = f"{home}/secrets.json" if known == settings.FLOWER_PASSWORD else "yours"
+    return f"user {settings.FLOWER_USER}, password {place}"
 
 
 def local(host: str) -> str:

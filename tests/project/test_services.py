@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from django.conf import settings
 from django.db import connection
 
 from project import watchdog
+from project.embedded import Ports, free_port
 from tests import services
 from tests.stack import wait_until
 
@@ -47,16 +49,18 @@ def test_a_stored_object_comes_back(s3):
     client.close()
 
 
-def embedded_for(pid: int, home: Path) -> subprocess.Popen[bytes]:
+def embedded_for(
+    pid: int, home: Path, *, ready: str = "redis", **env: str
+) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "project.embedded", str(home), "--cheap"]
     given = {k: v for k, v in os.environ.items() if not services.is_address(k)}
     host = subprocess.Popen(
         [*command, "--until-pid", str(pid)],
         cwd=ROOT,
-        env=given | {"ZOETROPE_HOME": str(home)},
+        env=given | {"ZOETROPE_HOME": str(home)} | env,
         stderr=subprocess.DEVNULL,
     )
-    wait_until((home / "redis.ready").exists, seconds=30, what="Redis")
+    wait_until((home / f"{ready}.ready").exists, seconds=30, what=ready)
     return host
 
 
@@ -87,7 +91,9 @@ def owner() -> Iterator[subprocess.Popen[bytes]]:
 
 def test_the_services_end_with_a_killed_owner(owner, tmp_path):
     home = tmp_path / "services"
-    host = embedded_for(owner.pid, home)
+    # A company's proxy knows nothing of this machine's own loopback.
+    nowhere = "http://127.0.0.1:9"
+    host = embedded_for(owner.pid, home, ready="s3", HTTP_PROXY=nowhere)
     assert len(running(home)) >= 4
     owner.kill()
     owner.wait()
@@ -102,6 +108,36 @@ def test_the_services_end_with_their_killed_host(owner, tmp_path):
     host.kill()
     host.wait()
     wait_until(lambda: not running(home), seconds=20, what="the watchdog")
+
+
+TAKES_A_PORT = """
+import pathlib, sys
+from project.embedded import Ports
+print(Ports(pathlib.Path(sys.argv[1])).take("web", int(sys.argv[2])), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_copies_that_start_at_once_get_different_ports(tmp_path):
+    port = free_port()
+    copies = [
+        subprocess.Popen(
+            [sys.executable, "-c", TAKES_A_PORT, str(tmp_path / name), str(port)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        for name in ("one", "two")
+    ]
+    given = [int((copy.stdout or io.BytesIO()).readline()) for copy in copies]
+    assert port in given
+    assert len(set(given)) == 2
+    copies[given.index(port)].kill()
+    copies[given.index(port)].communicate()
+    assert Ports(tmp_path / "three").take("web", port) == port
+    for copy in copies:
+        copy.kill()
+        copy.communicate()
 
 
 def test_a_run_that_needs_no_service_starts_none(tmp_path):
