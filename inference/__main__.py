@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 import random
 import shutil
@@ -257,6 +258,8 @@ def _plan(
         flow_shift=_or(given.flow_shift, defaults, "flow_shift"),
         shot_type="multi" if given.cuts else "single",
         quality="fast" if given.fast else "quality",
+        # Here nobody comes back later.
+        running_seconds=math.inf,
         output=OutputPlan(
             width=delivered.width,
             height=delivered.height,

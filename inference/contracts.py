@@ -80,6 +80,7 @@ class RenderRequest:
     ``image`` and ``last_image`` are local PNG files: upright, RGB, no metadata.
     ``width``/``height`` are what the engine renders; ``output`` is what is delivered, and
     may be larger (super-resolution) or hold fewer frames (the tail is trimmed).
+    ``running_seconds`` says how long ago its job began, over all its tries.
     ``guidance_scale_2`` is the low-noise expert's. ``extra`` passes engine-only options.
     """
 
@@ -103,6 +104,7 @@ class RenderRequest:
     loras: tuple[Lora, ...] = ()
     shot_type: ShotType = "single"
     quality: Quality = "quality"
+    running_seconds: float = 0.0
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def replace(self, **changes: Any) -> RenderRequest:
@@ -137,8 +139,8 @@ class Engine(Protocol):
     ) -> Iterator[Frame]:
         """Yield exactly ``request.output.frames`` frames of ``request.width`` × ``height``.
 
-        Raises Stopped soon after ``should_stop`` answers true, and RenderError otherwise;
-        the next call after either must behave as in a fresh process.
+        Raises Stopped soon after ``should_stop`` answers true, NotYet instead of waiting,
+        and RenderError otherwise; the next call after any must behave as in a fresh process.
         """
 
     def fingerprint(self, request: RenderRequest) -> Mapping[str, str]:

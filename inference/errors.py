@@ -6,6 +6,7 @@ RenderError                     any failure of one step
 ├── ContentBlocked              a safety rule refused input or output (permanent)
 ├── Unsupported                 this engine or provider cannot do what was asked (permanent)
 ├── Stopped                     ``should_stop`` answered true; not a failure of the job
+├── NotYet                      there is nothing to do till later; not a failure either
 ├── OutOfMemory                 the device or host had too little memory (permanent: on this
 │                               route, whatever is tried)
 ├── EngineFailed                the engine broke; another try may help
@@ -95,6 +96,17 @@ class Stopped(RenderError):
     """The caller asked to stop: canceled, drained, past its deadline or no longer ours."""
 
     default_code = "stopped"
+    counts = False
+
+
+class NotYet(RenderError):
+    """An engine asks to be called again in ``retry_after_seconds``.
+
+    Till then it holds no worker. It tells by the request's ``running_seconds`` that the
+    time has come.
+    """
+
+    default_code = "not_yet"
     counts = False
 
 

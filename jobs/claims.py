@@ -57,7 +57,8 @@ WITH picked AS (
       FROM picked
      WHERE j.id = picked.id
     RETURNING j.id, j.fence, j.step, j.route, j.step_tries, j.model,
-              j.account_id, j.status, j.started_at = statement_timestamp()
+              j.account_id, j.status, j.started_at = statement_timestamp(),
+              coalesce(extract(epoch FROM statement_timestamp() - j.started_at), 0)
 ), tried AS (
     INSERT INTO jobs_attempt (job_id, fence, step, route, worker, started_at, outcome,
                               error_code, error_detail, cost_microdollars, provider,
@@ -128,6 +129,8 @@ class Claim:
     tries: int
     #: this claim is what made the job "running"
     is_start: bool
+    #: how long before this claim that was
+    running_seconds: float
 
 
 @dataclass
@@ -182,7 +185,7 @@ def claim_next(queue: str, *, worker: str, step: Step | None = None) -> Claim | 
         row = cursor.fetchone()
     if row is None:
         return None
-    job_id, fence, step, route, tries, model, account_id, _, is_start = row
+    job_id, fence, step, route, tries, model, account_id, _, is_start, running = row
     return Claim(
         job_id=job_id,
         fence=fence,
@@ -194,6 +197,7 @@ def claim_next(queue: str, *, worker: str, step: Step | None = None) -> Claim | 
         route=json.loads(route),
         tries=tries,
         is_start=bool(is_start),
+        running_seconds=float(running),
     )
 
 

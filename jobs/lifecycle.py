@@ -410,10 +410,12 @@ def _unsent() -> dict[str, Any]:
     }
 
 
-def let_go(claim: Claim) -> None:
-    """Give the step back untried: the worker is draining."""
+def let_go(claim: Claim, *, wait_seconds: float = 0.0) -> None:
+    """Give the step back untried: the worker is draining, or it is too early."""
     moved = Job.objects.filter(**claims.owned(claim)).update(
-        lease_until=None, worker=""
+        lease_until=None,
+        worker="",
+        run_after=Now() + timedelta(seconds=wait_seconds),
     )
     if moved:
         claims.close_attempt(claim, "released")

@@ -58,6 +58,7 @@ def render_request(
     image: Path,
     last_image: Path | None = None,
     audio: Path | None = None,
+    running_seconds: float = 0.0,
 ) -> RenderRequest:
     """Return the engine's complete plan of a prepared job."""
     model = MODELS[request.model]
@@ -82,6 +83,7 @@ def render_request(
         loras=request.loras,
         shot_type=request.shot_type,
         quality=request.quality,
+        running_seconds=running_seconds,
         output=output_plan(
             reference=reference,
             request=request,

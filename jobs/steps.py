@@ -57,6 +57,7 @@ def generate(held: Held) -> None:
             request=request,
             route=job.route,
             resolved=job.resolved,
+            running_seconds=claim.running_seconds,
             **_local_inputs(job, world, folder),
         )
         engine = registry.engine(job.route["runner"], job.route["profile"], world)

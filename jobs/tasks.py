@@ -28,6 +28,7 @@ from inference.errors import (
     EngineBroken,
     EngineFailed,
     InputRejected,
+    NotYet,
     OutageError,
     OutOfMemory,
     RenderError,
@@ -154,6 +155,8 @@ def _do(held: Held) -> None:
         job_log.info("claim_superseded")
     except Stopped:
         _stopped(held)
+    except NotYet as early:
+        lifecycle.let_go(claim, wait_seconds=early.retry_after_seconds or 0.0)
     except RenderError as error:
         job_log.warning("step_failed", code=error.code, error=str(error))
         _failed(held, error)

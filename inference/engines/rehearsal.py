@@ -3,7 +3,8 @@
 Exact size, rate and length, but drawn at 480p at most and enlarged, and with fewer
 different pictures where there would be many, so that even a long 1080p clip takes
 seconds. Tokens in the prompt rehearse trouble: ``[[test:fail=CODE]]`` fails with that
-code, ``[[test:blocked]]`` is refused as unsafe, ``[[test:delay=SECONDS]]`` takes longer.
+code, ``[[test:blocked]]`` is refused as unsafe, ``[[test:delay=SECONDS]]`` begins so much
+later, during which the job is running and no worker is held: anybody may ask for it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import itertools
 import math
 import re
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,8 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from inference.contracts import Progress
-from inference.engines.base import check_stop, watched
-from inference.errors import ContentBlocked, RenderError
+from inference.engines.base import watched
+from inference.errors import ContentBlocked, NotYet, RenderError
 from inference.geometry import Size, fit_area
 from inference.media.animation import animate
 from inference.media.frames import load_fitted
@@ -93,8 +92,9 @@ class RehearsalEngine:
         should_stop: ShouldStop,
     ) -> Iterator[Frame]:
         script = read_script(request.prompt)
-        begin = 0.5 if script.delay_seconds else 0.0
-        yield from _waited(script.delay_seconds, begin, on_progress, should_stop)
+        rest = script.delay_seconds - request.running_seconds
+        if rest > 0:
+            raise NotYet("rehearsed by the prompt", retry_after_seconds=rest)
         if script.is_blocked:
             raise ContentBlocked("rehearsed by the prompt")
         if script.fail_code:
@@ -109,23 +109,10 @@ class RehearsalEngine:
             request.output.frames,
             on_progress=on_progress,
             should_stop=should_stop,
-            begin=begin,
         )
 
     def fingerprint(self, request: RenderRequest) -> Mapping[str, str]:
         return {"engine": f"rehearsal {VERSION}", "pillow": PIL.__version__}
-
-
-def _waited(
-    seconds: float, share: float, on_progress: OnProgress, should_stop: ShouldStop
-) -> Iterator[Frame]:
-    """Wait, yielding nothing; progress runs from 0 to ``share`` meanwhile."""
-    started = time.monotonic()
-    while (spent := time.monotonic() - started) < seconds:
-        check_stop(should_stop)
-        on_progress(Progress(share * spent / seconds, "rehearse", seconds - spent))
-        time.sleep(min(0.1, seconds - spent))
-    yield from ()
 
 
 def _drawn(request: RenderRequest, prompt: str) -> Iterator[Frame]:

@@ -15,7 +15,13 @@ from inference.catalogue import MODELS
 from inference.contracts import Context, OutputPlan, RenderRequest
 from inference.engines import rehearsal
 from inference.engines.rehearsal import read_script
-from inference.errors import ContentBlocked, RenderError, Stopped, Unsupported
+from inference.errors import (
+    ContentBlocked,
+    NotYet,
+    RenderError,
+    Stopped,
+    Unsupported,
+)
 from inference.media.frames import load_fitted
 from inference.testing import Watcher, local_context
 from tests.conftest import PHOTOS
@@ -141,17 +147,16 @@ def test_blocked_in_the_prompt_is_refused_as_unsafe(context, watcher):
         rendered("rehearsal", request_for("[[test:blocked]]"), context, watcher)
 
 
-def test_a_delay_in_the_prompt_takes_that_long_and_can_be_stopped(context, watcher):
-    started = time.monotonic()
-    made = rendered("rehearsal", request_for("[[test:delay=0.4]]"), context, watcher)
-    assert time.monotonic() - started >= 0.4
-    assert len(made) == 20
-    fractions = [progress.fraction for progress in watcher.seen]
-    assert fractions == sorted(fractions)
-    assert fractions[-1] == 1.0
-    stopping = Watcher(stop_at=0.0)
-    with pytest.raises(Stopped):
-        rendered("rehearsal", request_for("[[test:delay=60]]"), context, stopping)
+def test_a_delay_in_the_prompt_asks_to_come_back_when_it_is_over(context, watcher):
+    request = request_for("[[test:delay=60]]")
+    with pytest.raises(NotYet) as early:
+        rendered("rehearsal", request, context, watcher)
+    assert early.value.retry_after_seconds == 60
+    with pytest.raises(NotYet) as early:
+        rendered("rehearsal", request.replace(running_seconds=59.5), context, watcher)
+    assert early.value.retry_after_seconds == 0.5
+    over = request.replace(running_seconds=60.0)
+    assert len(rendered("rehearsal", over, context, watcher)) == 20
 
 
 def test_the_motion_engine_knows_no_tokens(context, watcher):
