@@ -327,9 +327,13 @@ def create_key(
     account = Account.objects.select_for_update(no_key=True).get(pk=account_id)
     if expires_at is not None and expires_at <= datetime.now(UTC):
         raise BadRequest("expires_at", "must lie in the future")
-    live = ApiKey.objects.filter(account=account, mode=mode, revoked_at__isnull=True)
-    if live.count() >= MAX_KEYS:
-        raise BadRequest("mode", f"an account may have {MAX_KEYS} {mode} keys")
+    unrevoked = ApiKey.objects.filter(
+        account=account, mode=mode, revoked_at__isnull=True
+    )
+    if unrevoked.exclude(expires_at__lte=Now()).count() >= MAX_KEYS:
+        raise BadRequest(
+            "mode", f"the account has {MAX_KEYS} working {mode} keys; revoke one first"
+        )
     key, plaintext = mint(
         account,
         mode,

@@ -222,6 +222,28 @@ def test_several_keys_live_at_once(bob: Customer, minted: Minted) -> None:
     assert keys.authenticate(minted.plaintext).account_id == bob.id
 
 
+def test_only_keys_that_work_count_against_how_many_there_may_be(
+    bob: Customer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "MAX_KEYS", 2)
+    ended, later = (datetime.now(UTC) + timedelta(hours=h) for h in (-1, 1))
+
+    def create() -> ApiKey:
+        made, _ = keys.create_key(
+            account_id=bob.id, mode="live", scopes=keys.SCOPES, expires_at=later
+        )
+        return made
+
+    for _ in range(2):
+        keys.mint(bob.account, "live", expires_at=ended)
+    create()
+    second = create()
+    with pytest.raises(BadRequest, match="2 working live keys"):
+        create()
+    keys.revoke(account_id=bob.id, key_id=second.pk)
+    create()
+
+
 def test_scopes_are_checked_under_either_name(bob: Customer) -> None:
     _, plaintext = keys.mint(bob.account, "live", ["magicoal:read"])
     credential = keys.authenticate(plaintext)
