@@ -18,6 +18,8 @@ SHORT_SIDE: Mapping[str, int] = MappingProxyType(
 AREA: Mapping[str, int] = MappingProxyType(
     {"480p": 480 * 832, "720p": 1280 * 720, "1080p": 1920 * 1080, "4k": 3840 * 2160}
 )
+#: The longest side of an H.264 file: x264 refuses longer ones.
+SIDE_MAX = 16_384
 
 
 @dataclass(frozen=True)

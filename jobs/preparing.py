@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from billing import accounts
 from inference import egress
+from inference.catalogue import MODELS
 from inference.errors import InputRejected
 from inference.media import audio, images
 from jobs import claims, context, lifecycle, renders, routing, safety, words
-from jobs.requests import JobRequest, Picture
+from jobs.errors import InvalidRequest
+from jobs.requests import JobRequest, Picture, check_shape
 from jobs.states import Step
 from jobs.workfolders import folder_of, workfolder
 
@@ -48,6 +50,7 @@ def _prepare_video(held: Held, job: Job) -> None:
             picture: Picture | None = getattr(request, name)
             if picture is not None:
                 inputs[name] = _picture(job, request, name, picture, folder, world)
+        _check_shape(request, tuple(inputs["image"]["size"]))
         if request.audio.mode == "url":
             inputs["audio"] = _sound(job, request, folder, world)
     safety.note_flags(job, guard.flags, where="input")
@@ -116,6 +119,14 @@ def _picture(
         "size": [header.width, header.height],
         "sha256": stored.sha256,
     }
+
+
+def _check_shape(request: JobRequest, picture: tuple[int, int]) -> None:
+    """Do what accepting did where the picture came along: a fetched one is new."""
+    try:
+        check_shape(MODELS[request.model], request, picture)
+    except InvalidRequest as refused:
+        raise InputRejected(str(refused), field="image", code=refused.code) from refused
 
 
 def _kept_input(job: Job, name: str) -> dict[str, Any] | None:

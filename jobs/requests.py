@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 from inference.catalogue import Feature, PublicModel, models_with
 from inference.contracts import AudioMode, Lora, Quality, ShotType
-from inference.geometry import Size
+from inference.geometry import SIDE_MAX, Size
 from jobs.errors import InvalidRequest, UnsupportedOption
 
 SEED_MAX = 2_147_483_647
@@ -331,6 +331,24 @@ def _check(model: PublicModel, request: JobRequest, given: Mapping[str, Any]) ->
     _within("retention_seconds", request.retention_seconds, 60, 365 * 86400)
     if request.size is not None:
         _check_size(model, request.size)
+    if request.image.size is not None:
+        check_shape(model, request, request.image.size)
+
+
+def check_shape(
+    model: PublicModel, request: JobRequest, picture: tuple[int, int]
+) -> None:
+    """Refuse a picture whose own shape asks for a side that no file can have."""
+    if request.size is not None or request.aspect_ratio is not None:
+        return
+    size = model.size_for(picture[0] / picture[1], request.tier)
+    if max(size.width, size.height) > SIDE_MAX:
+        raise InvalidRequest(
+            "image",
+            f"At {request.tier} a picture of this shape gives {size}, and no side may "
+            f"exceed {SIDE_MAX}; crop it, or ask for a lower resolution.",
+            code="image_size_invalid",
+        )
 
 
 def _check_size(model: PublicModel, size: Size) -> None:
@@ -338,10 +356,11 @@ def _check_size(model: PublicModel, size: Size) -> None:
         raise InvalidRequest("size", "Both sides must be even.")
     # A third more than the largest tier's area: OpenAI's 1024x1792 is a 1080p size.
     largest = model.size_for(16 / 9, model.tiers[-1]).pixels * 4 // 3
-    if min(size.width, size.height) < 64 or size.pixels > largest:
+    sides = (size.width, size.height)
+    if min(sides) < 64 or max(sides) > SIDE_MAX or size.pixels > largest:
         raise InvalidRequest(
             "size",
-            f"Each side must be at least 64 and the area at most {largest} pixels.",
+            f"Each side must be 64 to {SIDE_MAX} and the area at most {largest} pixels.",
         )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from billing import ledger
+from inference.geometry import SIDE_MAX, Size
 from jobs.requests import Picture, PictureRules
 from jobs.states import Status
 from tests.factories import make_account, make_job
@@ -41,3 +42,23 @@ def test_a_picture_that_cannot_be_used_fails_the_job_and_refunds_it(
     assert (job.status, job.error_code) == (Status.FAILED, code)
     left = ledger.balance(account_id=alice.pk, mode="live").available_millicredits
     assert left == 100_000
+
+
+@pytest.mark.parametrize(("wide", "high"), [(64, 6000), (6000, 64)])
+def test_a_fetched_picture_too_long_for_any_file_fails_the_job_and_refunds_it(
+    site: FileServer, wide: int, high: int
+) -> None:
+    alice = make_account("alice", credits=100)
+    url = site.put("given.png", wires.picture(wide, high))
+    job = work(make_job(alice, image=Picture(url=url), tier="1080p"))
+    assert (job.status, job.error_code) == (Status.FAILED, "image_size_invalid")
+    assert "lower resolution" in job.error_message
+    left = ledger.balance(account_id=alice.pk, mode="live").available_millicredits
+    assert left == 100_000
+
+
+def test_the_longest_side_that_is_accepted_can_be_made() -> None:
+    alice = make_account("alice", credits=100)
+    job = make_job(alice, size=Size(64, SIDE_MAX), seconds=1, fps=8)
+    assert work(job).status == Status.SUCCEEDED, job.error_detail
+    assert (job.output["width"], job.output["height"]) == (64, SIDE_MAX)

@@ -18,6 +18,7 @@ from tests.factories import make_account, make_key, png
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("redis_url")]
 
 PICTURE = base64.b64encode(png()).decode()
+TALL = base64.b64encode(png(64, 6000)).decode()
 
 
 class Api:
@@ -158,6 +159,10 @@ def test_pictures_come_as_a_file_part(api: Api) -> None:
         ("effect", {"image": PICTURE, "effect": "nope"}),
         ("surprise", {"image": PICTURE, "surprise": 1}),
         ("size", {"image": PICTURE, "size": "1281x720"}),
+        ("size", {"image": PICTURE, "size": "64x16386"}),
+        ("size", {"image": PICTURE, "size": "16386x64"}),
+        ("image", {"image": TALL, "resolution": "1080p"}),
+        ("image", {"image": TALL, "resolution": "4k", "model": "wan2.2-i2v"}),
     ],
 )
 def test_bad_input_is_refused_naming_the_field(
@@ -168,6 +173,20 @@ def test_bad_input_is_refused_naming_the_field(
     assert response["Content-Type"] == "application/problem+json"
     assert response.json()["errors"][0]["field"] == field
     assert not Job.objects.exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"image": TALL, "resolution": "480p"},
+        {"image": TALL, "resolution": "1080p", "aspect_ratio": "9:16"},
+        {"image": TALL, "resolution": "1080p", "size": "64x16384"},
+    ],
+)
+def test_a_very_tall_picture_is_taken_where_a_file_can_hold_it(
+    api: Api, options: dict[str, str]
+) -> None:
+    assert create(api, **options).status_code == 202
 
 
 def test_what_a_model_cannot_do_is_refused_naming_those_that_can(api: Api) -> None:
