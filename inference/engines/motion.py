@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     )
 
 #: Grows when the same request gives other frames than before.
-VERSION = "2"
+VERSION = "3"
 
 
 class MotionEngine:

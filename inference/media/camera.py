@@ -40,13 +40,17 @@ _GO = (
 # "pan slowly to the left" is a move, "a frying pan on the left" is not.
 _BETWEEN = (
     r"(?:\W+(?:to|the|towards?|slowly|gently|smoothly|quickly|gradually|rapidly"
-    r"|steadily|slightly|subtly|camera|view|a|bit|little|over)){0,4}?\W+"
+    r"|steadily|slightly|subtly|camera|view|shot|a|bit|little|over)){0,4}?\W+"
 )
 _SIDE = rf"\b{_GO}(?:s|es|ing|ning|ns|ed)?\b{_BETWEEN}"
 _RISE = r"\b(?:tilt|crane|pedestal|boom|jib|ris|rise|mov|move|pan|float|fly)"
 _HEAVE = rf"{_RISE}(?:s|es|ing|ning|ed)?\b{_BETWEEN}"
 _ROLL = r"\b(?:roll|rotat|rotate|spin|twist)(?:s|es|ing|ning|ed)?\b"
-_CAMERA_ROLL = rf"(?:camera\W+(?:\w+\W+){{0,2}}?{_ROLL}|{_ROLL}\W+(?:the\W+)?camera)"
+_CAMERA_ROLL = (
+    rf"(?:camera\W+(?:\w+\W+){{0,2}}?{_ROLL}|{_ROLL}\W+(?:the\W+)?camera)"
+    r"(?!\W+(?:\w+\W+){0,2}?(?:left|counter|anti))"
+)
+_FIXED = r"(?:static|locked|fixed|still|motionless|stationary)"
 
 #: Words that ask for a move. Chinese ones too: many Wan prompts are written in it.
 _WORDS: tuple[tuple[Move, str], ...] = (
@@ -54,7 +58,9 @@ _WORDS: tuple[tuple[Move, str], ...] = (
         Move.PUSH_IN,
         r"\b(?:zoom|push|dolly|dollie|track|creep|mov|move|fly)(?:s|es|ing|ed)?\W+"
         r"(?:\w+\W+){0,2}?(?:in|into|inwards?|forwards?|closer|towards?)\b"
-        r"|\b(?:push|dolly|zoom)-in\b|\bclose(?:s|ing)?\W+in\b|推进|推近|拉近|放大|推镜",
+        r"|\b(?:push|dolly|zoom)-in\b|\bclose(?:s|ing)?\W+in\b|推进|推近|拉近|放大|推镜"
+        r"|\b(?:slow|gentle|subtle|slight|quick|fast|dramatic)\W+zoom\b"
+        r"(?!\W+(?:out|back|away)\b)",
     ),
     (
         Move.PULL_OUT,
@@ -104,11 +110,25 @@ _WORDS: tuple[tuple[Move, str], ...] = (
     ),
     (
         Move.STILL,
-        r"\b(?:static|locked|fixed|still|motionless)\W+(?:camera|shot|frame|tripod)\b"
-        r"|\btripod\b|\bno\W+camera\W+(?:move|movement|motion)\b|固定镜头|静止镜头",
+        rf"\b{_FIXED}\W+(?:camera|shot|frame|tripod)\b|\btripod\b|\block(?:ed)?[ -]off\b"
+        r"|\bcamera\W+(?:(?:is|stays?|remains?|stands?|holds?|keeps?|being|completely"
+        rf"|perfectly|absolutely|entirely)\W+){{0,2}}{_FIXED}\b"
+        r"|\bcamera\W+(?:do(?:es)?\W+not|(?:do|does|did|must|should)n['\u2019]?t|never)\W+move"
+        r"|\b(?:\w+n['\u2019]t|dont|not|never|without)\W+mov(?:e|ing)\W+(?:the\W+)?camera\b"
+        r"|\b(?:no|without)\W+(?:any\W+)?(?:camera\W+)?(?:moves?\b|movements?\b|zoom"
+        r"|pan(?:ning)?\b|motion\b(?!\W+blur))|固定镜头|静止镜头|镜头(?:不动|静止|固定)|固定机位",
     ),
 )
 _MATCHERS = tuple((move, re.compile(words, re.IGNORECASE)) for move, words in _WORDS)
+#: What makes of the words after it what shall not be, up to two words further on.
+_NOT = re.compile(
+    r"(?:\b(?:no|not|never|without|avoid|dont)|n['\u2019]t)[^\S\n]+"
+    r"(?:(?!(?:but|then|instead|while|just|only)\b)[\w'\u2019-]+[^\S\n]+){0,2}\Z"
+    r"|(?:不|(?:不要|请勿|避免|没有)\w{0,4})\Z",
+    re.IGNORECASE,
+)
+#: How far before a move _NOT is looked for.
+_NOT_REACH = 60
 _OPPOSITES = (
     (Move.PUSH_IN, Move.PULL_OUT),
     (Move.PAN_LEFT, Move.PAN_RIGHT),
@@ -164,18 +184,29 @@ class View:
 def read_moves(prompt: str) -> tuple[Move, ...]:
     """Return the moves the words ask for, in their order; of opposites the first.
 
+    Who only says which way the camera shall not go gets a still one.
+
     >>> read_moves("Slowly zoom in while the camera pans to the left")
     (<Move.PUSH_IN: 'push in'>, <Move.PAN_LEFT: 'pan left'>)
+    >>> read_moves("do not zoom in")
+    (<Move.STILL: 'still'>,)
     """
-    found = {}
+    found: dict[Move, int] = {}
+    refused: set[Move] = set()
     for move, matcher in _MATCHERS:
-        if (match := matcher.search(prompt)) is not None:
-            found[move] = match.start()
+        for match in matcher.finditer(prompt):
+            start = match.start()
+            if _NOT.search(prompt, max(0, start - _NOT_REACH), start) is None:
+                found[move] = start
+                break
+            refused.add(move)
     for one, other in _OPPOSITES:
         if one in found and other in found:
             del found[one if found[one] > found[other] else other]
     if len(found) > 1:
         found.pop(Move.STILL, None)
+    if not found and any(move in refused for pair in _OPPOSITES for move in pair):
+        return (Move.STILL,)
     return tuple(sorted(found, key=found.__getitem__))
 
 

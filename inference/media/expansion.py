@@ -272,7 +272,7 @@ def _clean(text: str) -> str:
 
 _CAMERA_WORDS = re.compile(
     r"\b(?:camera|zoom|pan|dolly|tilt|track|push|pull|orbit|close-?up|wide shot|aerial"
-    r"|handheld|static|crane)\w*|镜头"
+    r"|handheld|static|locked.off|tripod|crane)\w*|镜头"
 )
 _LIGHT_WORDS = re.compile(
     r"\b(?:light|lit|sun|golden hour|night|dusk|dawn|neon|shadow|backlit|moon|candle"
