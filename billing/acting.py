@@ -193,7 +193,7 @@ class ActingAdmin(ModelAdmin):
 
     def _back(self, rows: list[Any]) -> str:
         name = f"{self.admin_site.name}:{self.opts.app_label}_{self.opts.model_name}"
-        if len(rows) == 1:
+        if len(rows) == 1 and _is_there(rows[0]):
             return reverse(f"{name}_change", args=[rows[0].pk])
         return reverse(f"{name}_changelist")
 
@@ -273,6 +273,11 @@ def _taken(row: Any) -> Any:
         return type(row)._default_manager.get(pk=row.pk)
     except ObjectDoesNotExist as gone:
         raise Refused("It is gone.") from gone
+
+
+def _is_there(row: Any) -> bool:
+    """Return whether the row has a page to go back to: some acts delete theirs."""
+    return bool(type(row)._default_manager.filter(pk=row.pk).exists())
 
 
 def _without_reason(names: Sequence[Any]) -> list[Any]:

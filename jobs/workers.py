@@ -24,7 +24,7 @@ _left = threading.Event()
 
 def start(*, name: str, queues: list[str], heart: Heart) -> None:
     """Report now, then every few seconds from a thread of its own."""
-    Worker.objects.update_or_create(
+    worker, _ = Worker.objects.update_or_create(
         name=name,
         defaults={
             "queues": queues,
@@ -34,21 +34,23 @@ def start(*, name: str, queues: list[str], heart: Heart) -> None:
             "safety": fitness.safety_mode(queues, context.get()),
         },
     )
+    worker.refresh_from_db()
     threading.Thread(
-        target=_run, args=(name, heart), name="sign-of-life", daemon=True
+        target=_run, args=(worker, heart), name="sign-of-life", daemon=True
     ).start()
 
 
-def _run(name: str, heart: Heart) -> None:
+def _run(worker: Worker, heart: Heart) -> None:
     while not _left.wait(EVERY_SECONDS):
         try:
-            _report(name, heart)
+            _report(worker, heart)
         except DatabaseError as error:
             log.warning("sign_of_life_failed", error=str(error))
             connection.close()
 
 
-def _report(name: str, heart: Heart) -> None:
+def _report(worker: Worker, heart: Heart) -> None:
+    """Say that it lives, also when an operator has taken it for dead."""
     doing = [
         {
             "job": str(held.claim.job_id),
@@ -57,7 +59,18 @@ def _report(name: str, heart: Heart) -> None:
         }
         for held in heart.holding()
     ]
-    Worker.objects.filter(name=name).update(seen_at=Now(), doing=doing)
+    is_known = Worker.objects.filter(name=worker.name).update(
+        seen_at=Now(), doing=doing
+    )
+    if not is_known and not _left.is_set():
+        Worker.objects.create(
+            name=worker.name,
+            queues=worker.queues,
+            started_at=worker.started_at,
+            doing=doing,
+            safety=worker.safety,
+        )
+        log.info("came_back_to_the_list")
 
 
 def leave(name: str) -> None:

@@ -531,7 +531,10 @@ def test_a_delivery_is_sent_again(olga: Client, alice: Account) -> None:
 def test_a_dead_worker_is_forgotten(olga: Client) -> None:
     row = Worker.objects.create(name="gpu@gone", queues=["gpu.wan2.2"])
     incidents.report("worker_dead", row.name, "silent")
-    act(olga, row, "forget", "the host was given back")
+    told = act(olga, row, "forget", "the host was given back")
+    assert told == [
+        "gpu@gone: forgotten; should it still live, it comes back within seconds."
+    ]
     assert not Worker.objects.exists()
     assert Incident.objects.get().resolved_by == "olga"
 

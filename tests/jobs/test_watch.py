@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -261,6 +261,28 @@ def test_a_silent_worker_is_an_incident_until_it_speaks(db: None) -> None:
     Worker.objects.filter(name="gpu@one").update(seen_at=Now())
     watch.look_at_workers()
     assert open_incidents() == set()
+
+
+def test_a_worker_taken_for_dead_comes_back_with_its_queues(db: None) -> None:
+    started = datetime(2026, 11, 1, tzinfo=UTC)
+    worker = Worker.objects.create(
+        name="gpu@one", queues=["gpu.wan2.2"], started_at=started
+    )
+    Worker.objects.filter(name="gpu@one").delete()
+    workers._report(worker, claims.Heart())
+    row = Worker.objects.get()
+    assert (row.queues, row.started_at) == (["gpu.wan2.2"], started)
+    assert row.seen_at > started
+
+
+def test_a_worker_that_leaves_is_not_put_back_by_its_last_sign_of_life(
+    db: None,
+) -> None:
+    worker = Worker.objects.create(name="media@one", queues=["media"])
+    workers.leave("media@one")
+    workers._report(worker, claims.Heart())
+    assert not Worker.objects.exists()
+    workers._left.clear()
 
 
 def test_a_worker_that_ends_as_it_should_is_no_incident(db: None) -> None:
