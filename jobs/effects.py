@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Final
 
 from django.db import transaction
@@ -204,9 +205,15 @@ def _problem_with(option: str, value: Any, models: Sequence[PublicModel]) -> str
 def _problem_with_loras(loras: object) -> str:
     if not isinstance(loras, list):
         return "LoRAs must be a list."
+    wanted = "Each LoRA is {path, scale, path_low, scale_low}."
     for lora in loras:
         try:
-            Lora(**lora)
+            made = Lora(**lora)
         except TypeError:
-            return "Each LoRA is {path, scale, path_low, scale_low}."
+            return wanted
+        if type(made.path) is not str or type(made.path_low) not in (str, NoneType):
+            return f"{wanted} The paths are texts."
+        scales = (made.scale, 0 if made.scale_low is None else made.scale_low)
+        if not all(type(scale) in (int, float) for scale in scales):
+            return f"{wanted} The scales are numbers."
     return ""

@@ -314,6 +314,10 @@ def _price(request: JobRequest, *, operation: str = "video") -> Quote:
     )
 
 
+#: What a price may depend on besides model, length and resolution.
+PRICED_OPTIONS = ("audio", "quality", "upscaled", "premium")
+
+
 def _priced_options(request: JobRequest) -> Mapping[str, Any]:
     is_enlarged = MODELS[request.model].native_tier(request.tier) != request.tier
     return {

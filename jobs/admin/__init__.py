@@ -6,6 +6,6 @@ a reason (`billing.acting`).
 
 from __future__ import annotations
 
-from jobs.admin import customers, jobs, making, records, webhooks
+from jobs.admin import customers, jobs, making, records, terms, webhooks
 
-__all__ = ["customers", "jobs", "making", "records", "webhooks"]
+__all__ = ["customers", "jobs", "making", "records", "terms", "webhooks"]

@@ -29,9 +29,10 @@ from billing.acting import (
 )
 from billing.admin import NoDelete, ReadOnly
 from inference.catalogue import MODELS
-from inference.registry import PROVIDERS
+from inference.registry import PROVIDERS, RUNNERS
 from jobs import context, effects, incidents, outside, provider_steps, routing
 from jobs.admin import margin
+from jobs.admin.boxes import known_model, models_box, plans_box
 from jobs.models import (
     Effect,
     EffectVersion,
@@ -42,27 +43,24 @@ from jobs.models import (
     Worker,
 )
 
-
-def _known_model(name: str) -> str:
-    if name not in MODELS:
-        raise ValidationError(f"There is no public model {name!r}.")
-    return name
-
-
 # -------------------------------------------------------------------------- routes
 
 
 class RouteForm(ReasonedModelForm):
     """A route to something that exists."""
 
+    plans = plans_box()
+
     def clean_model(self) -> str:
-        return _known_model(self.cleaned_data["model"])
+        return known_model(self.cleaned_data["model"])
 
     def clean(self) -> dict[str, Any]:
         cleaned: dict[str, Any] = super().clean() or {}
         is_provider = cleaned.get("kind") == Route.Kind.PROVIDER
-        if is_provider and cleaned.get("runner") not in PROVIDERS:
-            self.add_error("runner", f"Providers are {', '.join(sorted(PROVIDERS))}.")
+        known = PROVIDERS if is_provider else RUNNERS
+        if cleaned.get("runner") not in known:
+            word = "Providers" if is_provider else "Engines"
+            self.add_error("runner", f"{word} are {', '.join(sorted(known))}.")
         return cleaned
 
 
@@ -111,7 +109,7 @@ class AliasForm(ReasonedModelForm):
     """A name that is free, for a model that exists."""
 
     def clean_model(self) -> str:
-        return _known_model(self.cleaned_data["model"])
+        return known_model(self.cleaned_data["model"])
 
     def clean_name(self) -> str:
         name: str = self.cleaned_data["name"]
@@ -297,6 +295,8 @@ def health_of(row: ProviderAccount) -> str:
 class EffectForm(ReasonedModelForm):
     """An effect's listing, and the words of its next version."""
 
+    plans = plans_box()
+    for_models = models_box()
     prompt = forms.CharField(widget=UnfoldAdminTextareaWidget(attrs={"rows": 4}))
     negative_prompt = forms.CharField(
         required=False, widget=UnfoldAdminTextareaWidget(attrs={"rows": 2})

@@ -125,25 +125,25 @@ def test_editing_a_price_publishes_a_new_version(olga: Client) -> None:
     assert row.amount_millicredits == 20_000
 
 
-def test_a_price_for_a_new_model_is_added(olga: Client) -> None:
+def test_a_price_for_a_case_of_its_own_is_added(olga: Client) -> None:
     answer = olga.post(
         "/admin/billing/pricerow/add/",
         {
-            "model": "my-own-model",
+            "model": "motion",
             "operation": "video",
             "resolution": "",
-            "seconds": "",
+            "seconds": "3",
             "options": "{}",
             "unit": "second",
             "unit_size": 1,
             "prorata": "on",
             "amount_millicredits": 2000,
-            "reason": "a new model",
+            "reason": "three seconds are special",
             "effective_from_0": "2026-01-01",
             "effective_from_1": "00:00:00",
         },
     )
     assert answer.status_code == 302
     prices.forget()
-    usage = prices.Usage("my-own-model", seconds=3)
+    usage = prices.Usage("motion", seconds=3)
     assert prices.quote_now(usage).amount_millicredits == 6000

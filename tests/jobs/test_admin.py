@@ -23,6 +23,7 @@ from django.contrib.auth import get_user_model
 from django.core import signing
 from django.db import DatabaseError, connection, transaction
 from django.db.models.functions import Now
+from django.forms import model_to_dict
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
@@ -806,9 +807,126 @@ def test_a_preview_that_cannot_be_rendered_says_why(
     assert not LogEntry.objects.filter(object_id="orbit").exists()
 
 
-def test_an_edited_plan_says_why(olga: Client) -> None:
-    from django.forms import model_to_dict
+def form_of(row: Any, **typed: Any) -> dict[str, Any]:
+    """Return what the row's page would send, with ``typed`` in some of its boxes."""
+    shown = model_to_dict(row)
+    json_boxes = {k: json.dumps(v) for k, v in shown.items() if type(v) in (dict, list)}
+    kept = {k: v for k, v in shown.items() if v is not None and v is not False}
+    return {**kept, **json_boxes, "reason": "for a test", **typed}
 
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("5", "one JSON object"),
+        ("[1]", "one JSON object"),
+        ('{"magicoal": "5"}', "whole number of videos"),
+        ('{"magicoal": true}', "whole number of videos"),
+        ('{"magicaol": 5}', "there are native, magicoal"),
+    ],
+)
+def test_a_plans_months_are_numbers_by_api(olga: Client, typed: str, read: str) -> None:
+    plan = Plan.objects.get(pk="free")
+    answer = olga.post(
+        "/admin/billing/plan/free/change/", form_of(plan, monthly_videos=typed)
+    )
+    assert answer.status_code == 200
+    assert read in html.unescape(answer.content.decode())
+    plan.refresh_from_db()
+    assert plan.monthly_videos == {"magicoal": 5}
+
+
+def test_an_emptied_box_takes_the_limit_away(olga: Client) -> None:
+    plan = Plan.objects.get(pk="free")
+    answer = olga.post(
+        "/admin/billing/plan/free/change/", form_of(plan, monthly_videos="")
+    )
+    assert answer.status_code == 302, answer.context["errors"]
+    plan.refresh_from_db()
+    assert plan.monthly_videos == {}
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ({"plans": "5"}, "one JSON list"),
+        ({"plans": '["prp"]'}, "there are enterprise, free, pro"),
+        ({"plans": "[[]]"}, "There is no plan []"),
+        ({"runner": "moton"}, "Engines are motion"),
+    ],
+)
+def test_a_route_names_what_there_is(
+    olga: Client, typed: dict[str, str], read: str
+) -> None:
+    route = Route.objects.filter(model="motion", simulates=False).get()
+    url = f"/admin/jobs/route/{route.pk}/change/"
+    answer = olga.post(url, form_of(route, **typed))
+    assert answer.status_code == 200
+    assert read in html.unescape(answer.content.decode())
+    answer = olga.post(url, form_of(route, plans='["pro"]'))
+    assert answer.status_code == 302, answer.context["errors"]
+    answer = olga.post(url, form_of(route, plans=""))
+    assert answer.status_code == 302, answer.context["errors"]
+    route.refresh_from_db()
+    assert route.plans == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ({"options": "5"}, "one JSON object"),
+        ({"options": "[1]"}, "one JSON object"),
+        ({"options": '{"qualty": "fast"}'}, "there are audio, quality"),
+        ({"options": '{"quality": ["fast"]}'}, "must be a text, true or false"),
+        ({"resolution": "720P"}, "wan2.1-i2v renders 480p, 720p"),
+        ({"model": "moton"}, "There is no public model 'moton'"),
+    ],
+)
+def test_a_price_is_for_something_that_is_sold(
+    olga: Client, typed: dict[str, str], read: str
+) -> None:
+    row = PriceRow.objects.filter(model="wan2.1-i2v", resolution="720p").get()
+    form = form_of(row, effective_from_0="2026-01-01", effective_from_1="00:00:00")
+    answer = olga.post("/admin/billing/pricerow/add/", {**form, **typed})
+    assert answer.status_code == 200
+    assert read in html.unescape(answer.content.decode())
+    if "model" not in typed:
+        url = f"/admin/billing/pricerow/{row.pk}/change/"
+        assert read in html.unescape(olga.post(url, {**form, **typed}).content.decode())
+    assert not PriceRow.objects.filter(version__gt=row.version).exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ({"plans": "5"}, "one JSON list"),
+        ({"for_models": '["moton"]'}, "There is no public model 'moton'"),
+        ({"loras": '[{"path": 5}]'}, "The paths are texts"),
+        ({"loras": '[{"path": "a", "scale": "x"}]'}, "The scales are numbers"),
+    ],
+)
+def test_an_effect_names_what_there_is(
+    olga: Client, typed: dict[str, str], read: str
+) -> None:
+    effects.install()
+    effect = Effect.objects.get(pk="orbit")
+    form = form_of(
+        effect,
+        prompt="the camera circles slowly",
+        **{"versions-TOTAL_FORMS": 0, "versions-INITIAL_FORMS": 0},
+    )
+    url = "/admin/jobs/effect/orbit/change/"
+    answer = olga.post(url, {**form, **typed})
+    assert answer.status_code == 200
+    assert read in html.unescape(answer.content.decode())
+    emptied = {"plans": "", "for_models": "", "parameters": "", "loras": ""}
+    answer = olga.post(url, {**form, **emptied})
+    assert answer.status_code == 302, answer.context["errors"]
+    effect.refresh_from_db()
+    assert (effect.plans, effect.for_models) == ([], [])
+
+
+def test_an_edited_plan_says_why(olga: Client) -> None:
     form = {k: v for k, v in model_to_dict(Plan.objects.get(pk="pro")).items() if v}
     form |= {"max_running": 7, "monthly_videos": "{}"}
     url = "/admin/billing/plan/pro/change/"
