@@ -16,21 +16,28 @@ from structlog.typing import EventDict, WrappedLogger
 
 HIDDEN: Final = ("password", "secret", "token", "authorization", "api_key", "cookie")
 #: Our API keys and webhook secrets; signatures in URLs; the row that a failed constraint
-#: prints, which may hold a prompt; a password in a URL.
+#: prints, which may hold a prompt; a password in a URL; the token of a lasting link or a
+#: callback.
 _SECRETS: Final = re.compile(
     r"(?P<key>zoe_(?:live|test)_[0-9A-Za-z]{8})_\w+"
     r"|(?P<hook>whsec_)[\w+/=]+"
     r"|(?P<query>(?:Signature|X-Amz-Credential|X-Amz-Security-Token)=)[^&\s\"']+"
     r"|(?P<row>Failing row contains ).*"
     r"|(?P<url>://[^/\s:@]*:)[^/\s@]+(?=@)"
+    r"|(?P<link>/(?:files|callbacks/\w+)/)[^/\s\"']+"
 )
-_MARKS: Final = ("zoe_", "whsec_", "Signature=", "Failing row", "://")
+_MARKS: Final = (
+    *("zoe_", "whsec_", "Signature=", "Failing row", "://"),
+    *("/files/", "/callbacks/"),
+)
 
 
 def hide_secrets(_: WrappedLogger, __: str, event: EventDict) -> Mapping[str, Any]:
     for name, value in event.items():
         if any(word in name.lower() for word in HIDDEN):
             event[name] = "[hidden]"
+        elif name == "request" and not isinstance(value, str):
+            event[name] = _SECRETS.sub(_shortened, str(value))  # Django's, by its path
         elif isinstance(value, str) and any(mark in value for mark in _MARKS):
             event[name] = _SECRETS.sub(_shortened, value)
     return event

@@ -9,14 +9,14 @@ from unfold.widgets import UnfoldAdminDecimalFieldWidget, UnfoldAdminTextInputWi
 
 from billing.acting import Act, Deed, ReasonForm, Refused
 from billing.errors import BillingError
-from inference.errors import RenderError
+from inference.errors import RenderError, StorageUnavailable
 from jobs import intake, lifecycle, provider_steps, reconcile, retention
 from jobs.dialects import load_dialect
 from jobs.errors import ApiError
 from jobs.models import Job
 from jobs.states import Status, Step
 
-REFUSALS = (BillingError, ApiError)
+REFUSALS = (BillingError, ApiError, StorageUnavailable)
 
 
 class RefundForm(ReasonForm):

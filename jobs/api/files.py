@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
+import structlog
 from django.core import signing
+from django.db import InterfaceError, OperationalError
 from django.http import HttpResponse, HttpResponseRedirect, JsonResponse
 
 from jobs import context
@@ -14,6 +17,8 @@ from jobs.states import Status
 
 if TYPE_CHECKING:
     from django.http import HttpRequest, HttpResponseBase
+
+log = structlog.get_logger()
 
 #: The redirect is followed at once; a short life keeps the target from being shared.
 LINK_SECONDS = 300
@@ -31,9 +36,13 @@ def permanent(request: HttpRequest, token: str, name: str) -> HttpResponseBase:
         job_id, kind = told.split(":")
     except (signing.BadSignature, ValueError, AttributeError):
         return _gone()
-    job = Job.objects.filter(
-        pk=job_id, status=Status.SUCCEEDED, files_deleted_at__isnull=True
-    ).first()
+    try:
+        job = Job.objects.filter(
+            pk=job_id, status=Status.SUCCEEDED, files_deleted_at__isnull=True
+        ).first()
+    except (OperationalError, InterfaceError) as error:
+        log.error("database_unavailable", error=str(error))
+        return _problem("Please try again shortly", 503, {"Retry-After": "5"})
     key = job.output.get(_KEYS[kind]) if job else None
     if not key:
         return _gone()
@@ -43,4 +52,11 @@ def permanent(request: HttpRequest, token: str, name: str) -> HttpResponseBase:
 
 
 def _gone() -> JsonResponse:
-    return JsonResponse({"title": "Not found", "status": 404}, status=404)
+    return _problem("Not found", 404)
+
+
+def _problem(
+    title: str, status: int, headers: Mapping[str, str] | None = None
+) -> JsonResponse:
+    body = {"title": title, "status": status}
+    return JsonResponse(body, status=status, headers=headers)

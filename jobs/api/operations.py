@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import structlog
 from django.db import connection
 from django.db.models import JSONField, QuerySet
 
 from billing import errors as billing_errors
 from billing import keys, ledger, serializers
 from inference.catalogue import MODELS
+from inference.storage import ObjectMissing
 from jobs import context, display, endpoints, intake, lifecycle, retention, routing
 from jobs import effects as catalogue
 from jobs.dialects import base
@@ -30,6 +32,8 @@ from jobs.states import Status
 
 if TYPE_CHECKING:
     from billing.keys import Credential
+
+log = structlog.get_logger()
 
 #: At most this many jobs are answered for in one call.
 MANY_MAX = 100
@@ -282,7 +286,12 @@ def content(call: Call, command: base.OneJob) -> Content:
     key = job.output.get(name)
     if job.status != Status.SUCCEEDED or job.files_deleted_at or not key:
         raise NotFound(f"{command.variant} for this job yet")
-    size_bytes, chunks = context.get().storage.open(key)
+    try:
+        size_bytes, chunks = context.get().storage.open(key)
+    except ObjectMissing as missing:
+        # The operator finds and mends these: manage.py reconcile_restore.
+        log.error("file_missing", job=str(job.pk), key=key)
+        raise NotFound(f"{command.variant} for this job any more") from missing
     return Content(chunks, size_bytes, content_type, f"{job.public_id}.{suffix}")
 
 

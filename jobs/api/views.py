@@ -28,6 +28,7 @@ from django.views.defaults import server_error
 
 from billing import errors as billing_errors
 from billing import keys, throttles
+from inference.errors import StorageUnavailable
 from jobs import idempotency
 from jobs.api import bodies, journal, operations
 from jobs.dialects import base, load_dialect
@@ -79,6 +80,9 @@ class Endpoint:
                 # Postgres is away or overloaded: nothing was committed, so the call
                 # may be repeated.
                 log.error("database_unavailable", error=str(error))
+                answer = _refusal(dialect, ServiceUnavailable(), wire)
+            except StorageUnavailable as error:
+                log.error("storage_unavailable", error=str(error))
                 answer = _refusal(dialect, ServiceUnavailable(), wire)
             except DataError as error:
                 # A value that no check of ours knew; nothing was committed.

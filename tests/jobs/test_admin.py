@@ -31,7 +31,8 @@ from billing import keys, ledger, operator_keys, prices
 from billing.errors import InvalidKey
 from billing.models import Account, Entry, Plan, PriceRow, Transfer
 from inference.contracts import Artifact
-from inference.errors import RenderError
+from inference.errors import RenderError, StorageUnavailable
+from inference.storage import Storage
 from jobs import claims, effects, incidents, lifecycle, provider_steps, routing
 from jobs.models import (
     Effect,
@@ -47,7 +48,7 @@ from jobs.models import (
 )
 from jobs.states import Step
 from tests.factories import make_account, make_job
-from tests.jobs import crowd
+from tests.jobs import crowd, lives
 
 QUERIES_MAX = 30
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -785,6 +786,20 @@ def test_an_effects_new_words_are_a_new_version(olga: Client) -> None:
     assert "nicer" in written_down(effect)
     wrong = olga.post(url, {**form, "parameters": '{"no-such-model": {}}'})
     assert "There is no model" in wrong.content.decode()
+
+
+def test_files_are_not_deleted_while_the_storage_is_away(
+    olga: Client, alice: Account, s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = lives.succeeded(make_job(alice, seconds=5))
+
+    def away(*_: object) -> None:
+        raise StorageUnavailable("storage is away")
+
+    monkeypatch.setattr(Storage, "delete", away)
+    assert "storage is away" in act(olga, job, "delete_files")[0]
+    job.refresh_from_db()
+    assert job.files_deleted_at is None
 
 
 @pytest.mark.parametrize(

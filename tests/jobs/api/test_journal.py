@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import structlog
-from django.test import Client
+from django.test import Client, RequestFactory
 from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
@@ -62,6 +62,8 @@ class TestCalls:
         ("http://h/k?X-Amz-Signature=abc&x=1", "http://h/k?X-Amz-Signature=[hidden]&x=1"),
         ("DETAIL:  Failing row contains (1, a prompt).", "DETAIL:  Failing row contains [hidden]"),
         ("redis://:word@host/0", "redis://:[hidden]@host/0"),
+        ("Error: /files/abc:def/video.mp4", "Error: /files/[hidden]/video.mp4"),
+        ("Error: /callbacks/novita/abc:def", "Error: /callbacks/novita/[hidden]"),
         ("https://example.com/a:b", "https://example.com/a:b"),
     ],
 )  # fmt: skip
@@ -72,3 +74,9 @@ def test_what_looks_like_a_secret_is_cut_out(said: str, written: str) -> None:
         "token": "[hidden]",
         "count": 3,
     }
+
+
+def test_the_request_django_logs_shows_no_token() -> None:
+    event = {"event": "x", "request": RequestFactory().get("/files/abc:def/video.mp4")}
+    written = hide_secrets(None, "", event)["request"]
+    assert written == "<WSGIRequest: GET '/files/[hidden]/video.mp4'>"
