@@ -147,7 +147,10 @@ EFFECT = fields.text(
     "effect_code", longest=100, blank_is_absent=True, canonical="effect"
 )
 WEBHOOK = fields.url(
-    "webhookurl", meaning="lower-case u; called when the job ends", canonical="webhook"
+    "webhookurl",
+    https_only=True,
+    meaning="lower-case u; called when the job ends",
+    canonical="webhook",
 )
 CREATE_FIELDS = (
     IMAGE_URL,

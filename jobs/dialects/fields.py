@@ -364,6 +364,7 @@ def url(
     name: str,
     *,
     required: bool = False,
+    https_only: bool = False,
     rule: str = "",
     meaning: str = "",
     canonical: str = "",
@@ -371,20 +372,24 @@ def url(
 ) -> Reader[str]:
     """Return a reader of an address we are to call; a blank one counts as absent.
 
-    Its form is checked here, where it leads when it is called.
+    Its form is checked here, where it leads when it is called. What we post to, such as
+    a webhook, must be https.
     """
+    kind = "https URL" if https_only else "http(s) URL"
 
     def convert(field: str, value: Any) -> str:
         if not isinstance(value, str):
-            raise InvalidRequest(field, "Must be a string: an http(s) URL.")
+            raise InvalidRequest(field, f"Must be a string: an {kind}.")
         address = value.strip()
         if len(address) > longest:
             raise InvalidRequest(field, f"At most {longest} characters.")
         pictures.from_url(field, address)
+        if https_only:
+            _require_https(field, address)
         return address
 
     row = _row(
-        name, "string", rule or "http(s) URL", None, required, meaning, canonical,
+        name, "string", rule or kind, None, required, meaning, canonical,
         format="uri", maxLength=longest,
     )  # fmt: skip
     return Reader(row, convert, None, blank_is_absent=True)

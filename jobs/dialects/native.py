@@ -166,7 +166,7 @@ _STRUCTURED = (
           meaning="The sound. Default: the model's.", canonical="audio",
           schema={"anyOf": [{"type": "string", "enum": ["none", "generate"]}, _AUDIO,
                             _JSON_TEXT]}),
-    Field("webhook", "string or object", "URL or {url, events}",
+    Field("webhook", "string or object", "https URL or {url, events}",
           meaning="Told when this job changes.", canonical="webhook",
           schema={"anyOf": [{"type": "string", "format": "uri"}, _HOOK, _JSON_TEXT]}),
     Field("metadata", "object", "at most 20 texts of 500 characters",
@@ -284,6 +284,7 @@ def _loras(value: Any) -> tuple[Lora, ...] | None:
 
 
 _AUDIO_URL = fields.url("url")
+_HOOK_URL = fields.url("url", https_only=True)
 
 
 def _sound(value: Any) -> Sound | None:
@@ -314,7 +315,7 @@ def _webhook(value: Any) -> WebhookTarget | None:
             "webhook.events", f"Each must be one of {', '.join(EVENTS)}."
         )
     try:
-        address = _AUDIO_URL.take(given)
+        address = _HOOK_URL.take(given)
     except InvalidRequest as refused:
         refused.field = "webhook.url"
         raise

@@ -109,6 +109,7 @@ def _lora(name: str, value: Any) -> Lora:
 
 HOOK_URL = fields.url(
     "extra.webhook.url",
+    https_only=True,
     meaning="told once when the task ends; required with extra.webhook",
     canonical="webhook",
 )

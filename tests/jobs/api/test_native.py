@@ -152,6 +152,7 @@ def test_pictures_come_as_a_file_part(api: Api) -> None:
         ("audio.url", {"image": PICTURE, "audio": {"mode": "url"}}),
         ("audio.url", {"image": PICTURE, "audio": {"url": "ftp://x/y"}}),
         ("webhook.url", {"image": PICTURE, "webhook": "http://10.0.0.1/"}),
+        ("webhook.url", {"image": PICTURE, "webhook": "http://example.com/hook"}),
         ("metadata.a", {"image": PICTURE, "metadata": {"a": 1}}),
         ("prompt", {"image": PICTURE, "prompt": "x" * 2001}),
         ("prompt", {"image": PICTURE, "prompt": "a\x00b"}),

@@ -148,6 +148,7 @@ def test_a_required_field_that_is_missing_is_named(field: str) -> None:
         ("video_length", 7),
         ("is_premium_model", 3),
         ("webhookurl", "ftp://example.com/"),
+        ("webhookurl", "http://hooks.example.com/in"),
     ],
 )
 def test_a_wrong_field_is_code_1003_and_named(field: str, wrong: object) -> None:

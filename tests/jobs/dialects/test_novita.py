@@ -158,6 +158,7 @@ def test_half_a_size_is_the_default_size() -> None:
         (WAN_21, "fast_mode", "maybe"),
         (WAN_21, "loras", [{}] * 4),
         (WAN_21, "extra.webhook.url", "http://169.254.169.254/"),
+        (WAN_21, "extra.webhook.url", "http://example.com/hook"),
         ("/v3/async/wan-2.2-i2v", "parameters.resolution", "720P"),
         ("/v3/async/wan-2.2-i2v", "parameters.duration", 10),
         ("/v3/async/wan-2.2-i2v", "input.prompt", "x" * 801),
