@@ -54,7 +54,7 @@ class Plan(models.Model):
     file_retention_days = models.PositiveIntegerField()
     #: How long something may wait before it is given up and its credits returned.
     queue_ttl_seconds = models.PositiveIntegerField(default=86_400)
-    #: Cancels of work that had already started, per account and UTC day.
+    #: Cancels of work that had already started, per account within 24 hours.
     running_cancels_per_day = models.PositiveIntegerField()
     #: What becomes of content the safety rules flag; ``off`` counts for trusted
     #: accounts only, others are then blocked.

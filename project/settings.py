@@ -299,10 +299,8 @@ OPERATOR_WEBHOOK_SECRET = env.webhook_secret(
 )
 CALLBACKS = env.boolean("CALLBACKS", True)  # ask providers for them, where possible
 POLL_EVERY_SECONDS = env.number("POLL_EVERY_SECONDS", 1.0)
-SIGNED_URL_SECONDS = env.integer("SIGNED_URL_SECONDS", 3600, minimum=1)
 IDEMPOTENCY_SECONDS = env.integer("IDEMPOTENCY_SECONDS", 86_400, minimum=1)
 IDEMPOTENCY_LOCK_MS = env.integer("IDEMPOTENCY_LOCK_MS", 2000, minimum=1)
-RUNNING_CANCELS_PER_DAY = env.integer("RUNNING_CANCELS_PER_DAY", 20)
 STOP_SECONDS = env.number("STOP_SECONDS", 30.0)  # to drain; then killed, lease runs out
 MEDIA_THREADS = env.integer("MEDIA_THREADS", 2, minimum=1)  # tasks at once per worker
 CPU_THREADS = env.integer("CPU_THREADS", 1, minimum=1)

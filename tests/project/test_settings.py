@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from django.conf import global_settings
 from django.core.exceptions import ImproperlyConfigured
 
 from inference.errors import InputRejected
@@ -56,6 +57,31 @@ def test_every_variable_stands_in_the_example():
     )
     assert (read | composed) - documented == set()
     assert documented - read - composed == {"ZOETROPE_HOME"}
+
+
+def test_every_variable_changes_something():
+    """What nobody reads promises a limit that is not there."""
+    path = ROOT / "project" / "settings.py"
+    source = path.read_text()
+    names = re.findall(
+        r"^(\w+) = (?:env\.\w+|_service|_secret)\(", source, re.MULTILINE
+    )
+    assert len(names) > 50
+    code = "".join(
+        file.read_text()
+        for package in ("project", "jobs", "billing", "inference")
+        for file in (ROOT / package).rglob("*.py")
+        if file != path
+    )
+    unread = {
+        name
+        for name in names
+        if not hasattr(global_settings, name)  # Django reads it
+        and not name.startswith("AXES_")
+        and not re.search(rf"\bsettings\.{name}\b", code)
+        and len(re.findall(rf'(?<!")\b{name}\b', source)) == 1
+    }
+    assert unread == set()
 
 
 @pytest.mark.parametrize("name", [*SECRETS, "S3_SECRET_KEY", "FLOWER_PASSWORD"])
