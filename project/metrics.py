@@ -22,7 +22,9 @@ from prometheus_client.registry import Collector
 
 from billing import figures as money
 from jobs import figures, leading
+from jobs.routing import STANDARD_QUEUES
 from project.health import WORKER_SILENT_SECONDS
+from project.stack import gpu_queues
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -194,7 +196,9 @@ def _webhooks() -> Iterator[Metric]:
 
 
 def _workers() -> Iterator[Metric]:
-    alive: dict[str, int] = {}
+    # A worker that ends takes its row along: what nobody serves must still be told as 0.
+    expected = (*STANDARD_QUEUES, *gpu_queues(settings.GPU_MODELS))
+    alive = dict.fromkeys(expected, 0)
     silent = _gauge("worker_silent_seconds", "Since its last sign of life.", "worker")
     busy = _gauge("worker_claims", "Claims it holds.", "worker")
     progress = _gauge(

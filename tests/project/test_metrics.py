@@ -143,6 +143,13 @@ def test_a_silent_worker_is_not_alive() -> None:
     assert figures()["workers_alive", "cpu"] == 1
 
 
+def test_a_queue_whose_workers_have_left_is_told_as_zero(settings: Any) -> None:
+    settings.GPU_MODELS = ["wan2.2-i2v"]
+    found = figures()
+    for queue in ("media", "cpu", "cpu.test", "webhook", "gpu.wan2.2"):
+        assert found["workers_alive", queue] == 0
+
+
 def test_scrapers_in_a_hurry_share_an_answer(
     django_assert_num_queries: Any, django_assert_max_num_queries: Any
 ) -> None:
