@@ -49,6 +49,9 @@ class Operation(StrEnum):
     WEBHOOKS = "webhooks"
 
 
+#: A first and a last picture of the largest size, as base64, and room for the rest.
+TWO_PICTURES_BYTES = 32 * 1024 * 1024
+
 #: What makes something new each time, so an idempotency key holds it to once.
 CREATING = frozenset(
     {
@@ -416,6 +419,7 @@ class Dialect:
     key_of: Callable[[Mapping[str, str]], str | None] = _bearer
     show_rate: bool = False
     visible: Literal["own", "all"] = "own"
+    #: One such picture, where there is no other or it must be a URL.
     body_limit_bytes: int = 16 * 1024 * 1024
     idempotency_header: str = "idempotency-key"
     #: event → the call of this dialect's own webhook format, with the given secrets

@@ -16,7 +16,7 @@ from typing import Any
 
 from inference.catalogue import PublicModel
 from inference.geometry import Size
-from jobs.dialects import fields
+from jobs.dialects import base, fields
 from jobs.dialects.base import (
     Create,
     Dialect,
@@ -704,4 +704,5 @@ DIALECT = Dialect(
     ),
     error=error,
     url_seconds=URL_SECONDS,
+    body_limit_bytes=base.TWO_PICTURES_BYTES,
 )

@@ -816,6 +816,7 @@ DIALECT = Dialect(
     error=error,
     url_seconds=3600,
     new_id=None,
+    body_limit_bytes=base.TWO_PICTURES_BYTES,
     show_rate=True,
     visible="all",
 )

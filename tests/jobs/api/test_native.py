@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from typing import Any
 
 import pytest
@@ -298,8 +299,21 @@ def test_a_picture_over_the_limit_is_refused(api: Api) -> None:
 
 
 def test_a_body_over_the_limit_is_refused(api: Api) -> None:
-    response = api.post("/v1/jobs", b" " * (17 * 2**20))
+    response = api.post("/v1/jobs", b" " * (33 * 2**20))
     assert response.status_code == 413
+
+
+def test_a_first_and_a_last_picture_may_both_be_large(alice: Account) -> None:
+    api = Api(make_key(alice, "test"))
+    large = png() + os.urandom(10 * 2**20 - 1000)
+    asked = {"model": "wan2.7-i2v", "prompt": "waves"}
+    names = ("image", "last_image")
+    parts = {name: SimpleUploadedFile("a.png", large, "image/png") for name in names}
+    answer = api.client.post("/v1/quotes", {**asked, **parts}, headers=api.headers)
+    assert answer.status_code == 200, answer.content
+    text = base64.b64encode(large).decode()
+    body = json.dumps({**asked, **dict.fromkeys(names, text)}).replace("/", "\\/")
+    assert api.post("/v1/quotes", body.encode()).status_code == 200
 
 
 @pytest.mark.parametrize(
