@@ -4,6 +4,7 @@ ApiError                       any refusal; carries what a dialect needs to phra
 ├── InvalidRequest             a field is wrong (``field``, ``reason``)
 │   ├── MalformedBody          the body could not be read at all
 │   └── UnsupportedOption      the model cannot do it (``models`` that can)
+├── UnknownHost                called by a host name that is none of ours
 ├── Unauthenticated            no key, or not a good one: always the same answer
 ├── Forbidden                  the key or plan does not allow it
 ├── InsufficientCredits        ``required_millicredits``, ``available_millicredits``
@@ -82,6 +83,16 @@ class UnsupportedOption(InvalidRequest):
             f"Model '{model}' does not support '{field}'. Supported by: {others}.",
         )
         self.models = tuple(models)
+
+
+class UnknownHost(ApiError):
+    code = "unknown_host"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This host name is not served here; the operator's ALLOWED_HOSTS names "
+            "those that are."
+        )
 
 
 class Unauthenticated(ApiError):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import structlog
 from asgiref.sync import sync_to_async
+from django.conf import settings
 from django.core.handlers.asgi import ASGIRequest
 from django.db import DataError, InterfaceError, OperationalError
 from django.http import (
@@ -43,6 +44,7 @@ from jobs.errors import (
     RouteNotFound,
     ServiceUnavailable,
     Unauthenticated,
+    UnknownHost,
 )
 from jobs.routing import lookup
 
@@ -173,7 +175,11 @@ def _noted(run: operations.Run, call: operations.Call, command: base.Command) ->
 
 
 def _wire(
-    request: HttpRequest, params: Mapping[str, str], route: Route | None
+    request: HttpRequest,
+    params: Mapping[str, str],
+    route: Route | None,
+    *,
+    base_url: str | None = None,
 ) -> WireRequest:
     return WireRequest(
         method=str(request.method),
@@ -183,7 +189,7 @@ def _wire(
         query=bodies.query_of(request),
         headers={name.lower(): value for name, value in request.headers.items()},
         request_id=str(uuid.uuid4()),
-        base_url=f"{request.scheme}://{request.get_host()}",
+        base_url=base_url or f"{request.scheme}://{request.get_host()}",
     )
 
 
@@ -275,6 +281,16 @@ def unknown(request: HttpRequest, **_: str) -> HttpResponseBase:
     # The path itself stays out of the log: whoever mistyped may have put a key there.
     with journal.call(wire, dialect=dialect.name, path="unknown") as entry:
         answer = _refusal(dialect, RouteNotFound(), wire)
+        entry.status = answer.status_code
+    return answer
+
+
+def foreign_host(request: HttpRequest) -> HttpResponseBase:
+    """Refuse a call by a host name that is none of ours, in its dialect's shape."""
+    dialect = dialect_of(request.path)
+    wire = _wire(request, {}, None, base_url=settings.PUBLIC_URL)
+    with journal.call(wire, dialect=dialect.name, path="foreign host") as entry:
+        answer = _refusal(dialect, UnknownHost(), wire)
         entry.status = answer.status_code
     return answer
 

@@ -17,6 +17,7 @@ EVERY_KIND: tuple[ApiError, ...] = (
     errors.InvalidRequest(None, "Odd."),
     errors.MalformedBody("Not JSON."),
     errors.UnsupportedOption("steps", "motion", ["wan2.2-i2v"]),
+    errors.UnknownHost(),
     errors.Unauthenticated(),
     errors.Forbidden("No."),
     errors.InsufficientCredits(required_millicredits=5, available_millicredits=1),
