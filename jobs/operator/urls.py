@@ -14,7 +14,7 @@ urlpatterns: list[URLPattern] = [
     path("accounts/<uuid:account_id>", views.OneAccount.as_view()),
     path("accounts/<uuid:account_id>/grants", views.Grants.as_view()),
     path(
-        "accounts/<uuid:account_id>/grants/<segment:payment_id>/take-back",
+        "accounts/<uuid:account_id>/grants/<segments:payment_id>/take-back",
         views.TakenBack.as_view(),
     ),
     path("accounts/<uuid:account_id>/keys", views.Keys.as_view()),

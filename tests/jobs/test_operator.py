@@ -9,6 +9,7 @@ import json
 import threading
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 from uuid import uuid4
 
 import pytest
@@ -271,6 +272,20 @@ def test_a_payment_that_went_back_becomes_debt_where_it_was_spent(shop: Shop) ->
     assert money["available_credits"] == 0
     assert money["debt_credits"] == 1
     refused(shop.post(f"accounts/{alice.pk}/grants/pay_2/take-back"), 404)
+
+
+@pytest.mark.parametrize("payment_id", ["pi/1 ä?#", "2026/11/20", "a/take-back", "/"])
+def test_a_payment_is_taken_back_by_any_id_it_was_credited_by(
+    shop: Shop, payment_id: str
+) -> None:
+    alice = make_account("alice")
+    grants = f"accounts/{alice.pk}/grants"
+    credited = shop.post(grants, payment_id=payment_id, credits=10)
+    assert credited.status_code == 201
+    answer = shop.post(f"{grants}/{quote(payment_id, safe='')}/take-back")
+    assert answer.status_code == 200
+    assert answer.json()["payment_id"] == payment_id
+    assert answer.json()["taken_back_at"] is not None
 
 
 # ---------------------------------------------------------------------------------- keys
