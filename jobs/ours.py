@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from django.conf import settings
 
 from inference.engines.wan import lora_files
+from inference.engines.wan.profiles import PROFILES
 from inference.errors import Unsupported
 from jobs.models import Lora
 from jobs.requests import JobRequest
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from inference.storage import Storage
 
 
-def check(request: JobRequest, *, runner: str) -> None:
-    """Raise Unsupported, naming the field, for what engine ``runner`` cannot do."""
+def check(request: JobRequest, *, runner: str, profile: str) -> None:
+    """Raise Unsupported, naming the field, for what the route's engine cannot do."""
     if runner == "remote" and request.loras:
         raise Unsupported("This server takes no LoRAs.", field="loras")
     if runner != "wan":
@@ -35,6 +36,8 @@ def check(request: JobRequest, *, runner: str) -> None:
         raise Unsupported(
             "A clip that ends on a given image needs 4k + 1 frames.", field="frames"
         )
+    if profile in PROFILES:
+        PROFILES[profile].check_loras(request.loras)
     names = {
         name
         for lora in request.loras

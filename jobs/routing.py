@@ -195,7 +195,7 @@ def _capable(
                     accounts=providers[route.runner].usable,
                 )
             else:
-                ours.check(request, runner=route.runner)
+                ours.check(request, runner=route.runner, profile=route.profile)
             found.append(route)
         except Unsupported as error:
             refused = error

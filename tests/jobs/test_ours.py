@@ -26,6 +26,12 @@ def ask(model: str = "wan2.2-i2v", **options: Any) -> JobRequest:
     return JobRequest.build(MODELS[model], image=picture, **options)
 
 
+def check(request: JobRequest) -> None:
+    """Check it for the model's own engine route."""
+    (route,) = (r for r in MODELS[request.model].routes if r.runner == "wan")
+    ours.check(request, runner="wan", profile=route.profile)
+
+
 def safetensors(path: Path) -> Path:
     header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
     path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
@@ -50,10 +56,10 @@ def test_a_registered_lora_may_be_asked_for_by_its_name(
 ) -> None:
     request = ask(loras=(Asked("paper"),))
     with pytest.raises(Unsupported, match="'paper' is not known here") as refused:
-        ours.check(request, runner="wan")
+        check(request)
     assert refused.value.field == "loras"
     row = ours.register("paper", safetensors(tmp_path / "a.safetensors"), storage)
-    ours.check(request, runner="wan")
+    check(request)
     assert dict(ours.LoraTable()["paper"]) == {"key": row.key, "sha256": row.sha256}
     stored = storage.stat(row.key)
     assert stored is not None
@@ -66,7 +72,7 @@ def test_a_lora_that_was_switched_off_is_not_known(
     ours.register("paper", safetensors(tmp_path / "a.safetensors"), storage)
     Lora.objects.update(is_enabled=False)
     with pytest.raises(Unsupported):
-        ours.check(ask(loras=(Asked("paper"),)), runner="wan")
+        check(ask(loras=(Asked("paper"),)))
     assert "paper" not in ours.LoraTable()
     assert list(ours.LoraTable()) == []
     assert len(ours.LoraTable()) == 0
@@ -77,7 +83,21 @@ def test_both_halves_of_a_pair_must_be_known(
 ) -> None:
     ours.register("high", safetensors(tmp_path / "a.safetensors"), storage)
     with pytest.raises(Unsupported, match="'low'"):
-        ours.check(ask(loras=(Asked("high", path_low="low"),)), runner="wan")
+        check(ask(loras=(Asked("high", path_low="low"),)))
+
+
+@pytest.mark.parametrize("model", ["wan2.1-i2v", "wan2.2-ti2v-5b"])
+@pytest.mark.parametrize("pair", [{"path_low": "low"}, {"scale_low": 0.5}])
+def test_a_pair_is_refused_where_there_is_one_transformer(
+    tmp_path: Path, storage: DirectoryStorage, model: str, pair: dict[str, Any]
+) -> None:
+    for name in ("high", "low"):
+        ours.register(name, safetensors(tmp_path / f"{name}.safetensors"), storage)
+    check(ask(model, loras=(Asked("high"),)))
+    with pytest.raises(Unsupported, match="one transformer") as refused:
+        check(ask(model, loras=(Asked("high", **pair),)))
+    assert refused.value.field == "loras"
+    check(ask("wan2.2-i2v", loras=(Asked("high", **pair),)))
 
 
 def test_an_address_needs_its_host_in_the_list(settings: Any) -> None:
@@ -85,23 +105,23 @@ def test_an_address_needs_its_host_in_the_list(settings: Any) -> None:
         loras=(Asked("https://huggingface.co/a/b/resolve/main/c.safetensors"),)
     )
     with pytest.raises(Unsupported):
-        ours.check(request, runner="wan")
+        check(request)
     settings.LORA_SOURCES = ["huggingface.co"]
-    ours.check(request, runner="wan")
+    check(request)
 
 
 def test_a_clip_to_a_last_image_keeps_its_last_frame() -> None:
     last = Picture(url="https://photos.example/b.jpg")
-    ours.check(ask(last_image=last, frames=81), runner="wan")
+    check(ask(last_image=last, frames=81))
     with pytest.raises(Unsupported, match="4k") as refused:
-        ours.check(ask(last_image=last, frames=83), runner="wan")
+        check(ask(last_image=last, frames=83))
     assert refused.value.field == "frames"
 
 
 def test_other_engines_are_asked_nothing_of_ours() -> None:
-    ours.check(ask("motion"), runner="motion")
+    ours.check(ask("motion"), runner="motion", profile="")
     with pytest.raises(Unsupported) as refused:
-        ours.check(ask(loras=(Asked("paper"),)), runner="remote")
+        ours.check(ask(loras=(Asked("paper"),)), runner="remote", profile="")
     assert refused.value.field == "loras"
 
 

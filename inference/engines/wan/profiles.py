@@ -8,7 +8,7 @@ weights) by the size asked for. Defaults are Wan's own, not the conversion scrip
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
@@ -18,7 +18,7 @@ from inference.engines.wan import flops
 from inference.errors import Unsupported
 
 if TYPE_CHECKING:
-    from inference.contracts import RenderRequest
+    from inference.contracts import Lora, RenderRequest
 
 Kind = Literal["2.1", "flf", "2.2", "5b"]
 LastImage = Literal["never", "optional", "required"]
@@ -134,10 +134,14 @@ class Profile:
             raise _no("frames", f"makes 1 to {self.frames_max} frames")
         if request.guidance_scale_2 is not None and self.kind != "2.2":
             raise _no("guidance_scale_2", "has one transformer, so one guidance scale")
-        for lora in request.loras:
+        self.check_loras(request.loras)
+        self._check_last_image(request)
+
+    def check_loras(self, loras: Iterable[Lora]) -> None:
+        """Raise Unsupported for a pair of LoRAs where there is one transformer."""
+        for lora in loras:
             if self.kind != "2.2" and (lora.path_low or lora.scale_low is not None):
                 raise _no("loras", "has one transformer: a LoRA pair does not fit it")
-        self._check_last_image(request)
 
     def _check_last_image(self, request: RenderRequest) -> None:
         if request.last_image is None:
