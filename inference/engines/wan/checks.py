@@ -17,10 +17,14 @@ if TYPE_CHECKING:
 FLAT = 0.75
 
 
+class NotFinite(EngineFailed):
+    """The model left the range of its numbers."""
+
+
 def check_finite(latents: torch.Tensor) -> None:
     """Raise before the VAE turns NaN into black and the customer pays for it."""
     if not bool(torch.isfinite(latents).all()):
-        raise EngineFailed("the latents hold values that are not finite")
+        raise NotFinite("the latents hold values that are not finite")
 
 
 class Liveliness:

@@ -20,6 +20,8 @@ from diffusers import (
 )
 from PIL import Image
 
+from inference.engines.wan.checks import check_finite
+
 Scheduler: TypeAlias = UniPCMultistepScheduler | FlowMatchEulerDiscreteScheduler
 #: called (forwards done); raises to stop
 Tick = Callable[[int], None]
@@ -135,7 +137,8 @@ def denoise(
     stages: dict[bool, _Stage] = {}
     done = 0
     for t, high in zip(timesteps, is_high(pipe, timesteps), strict=True):
-        if high not in stages:
+        is_first = high not in stages
+        if is_first:
             model = expert(0 if high else 1)
             scale = guidance if high else guidance_low
             stages[high] = _Stage.of(model, start, prompt, negative, scale)
@@ -159,6 +162,9 @@ def denoise(
         if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
             flow = flow.to(latents.dtype)  # it answers in the flow's type: keep fp32
         latents = scheduler.step(flow, t, latents, return_dict=False)[0]
+        if is_first:
+            # A LoRA that breaks this expert does so at once: save the other steps.
+            check_finite(latents)
         tick(done)
     return latents if mask is None else (1 - mask) * condition + mask * latents
 

@@ -28,7 +28,7 @@ from inference.engines.wan import (
     text,
     vae,
 )
-from inference.engines.wan.checks import Liveliness, check_finite
+from inference.engines.wan.checks import Liveliness, NotFinite, check_finite
 from inference.engines.wan.faults import translated
 from inference.engines.wan.memory import Residence, residence_for
 from inference.engines.wan.meter import Meter, Work
@@ -179,8 +179,13 @@ class WanEngine:
         failed = True
         try:
             # Text, image, denoise
-            latents = self._twice(job, lambda: self._latents(job, meter))
-            check_finite(latents)
+            try:
+                latents = self._twice(job, lambda: self._latents(job, meter))
+                check_finite(latents)
+            except NotFinite as error:
+                if request.loras:
+                    raise lora_files.together_unusable(request.loras) from error
+                raise
             # Decode
             wanted = request.output.frames
             with closing(self._decoded(job, latents, wanted, meter)) as made:

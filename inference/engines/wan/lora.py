@@ -30,6 +30,8 @@ from inference.engines.wan.lora_files import (
 )
 
 RANK_MAX = 512
+#: Far beyond any that was trained (ranks to twice ranks): more is damage, or NaN.
+ALPHA_MAX = 1e6
 #: parsed files kept in memory
 PARSED = 4
 
@@ -96,7 +98,7 @@ def _pairs(path: Path, metadata: Mapping[str, str], name: str) -> dict[str, Pair
         UnboundLocalError,  # the converter's own, for an alpha without its matrices
     ) as error:
         raise unusable(name, f"cannot be read: {str(error)[:200]}") from error
-    strength = _strength(metadata)
+    strength = _strength(metadata, name)
     downs: dict[str, torch.Tensor] = {}
     ups: dict[str, torch.Tensor] = {}
     biases: dict[str, torch.Tensor] = {}
@@ -105,9 +107,11 @@ def _pairs(path: Path, metadata: Mapping[str, str], name: str) -> dict[str, Pair
         slot = {"A.weight": downs, "B.weight": ups, "B.bias": biases}.get(kind)
         if slot is None or not module:
             raise unusable(name, f"holds '{key}', which is no Wan LoRA key")
+        if not tensor.numel():
+            raise unusable(name, f"holds nothing at '{key}'")
         if not bool(torch.isfinite(tensor).all()):
             raise unusable(name, f"holds numbers at '{key}' that are not finite")
-        slot[module] = tensor
+        slot[module] = torch.atleast_1d(tensor)
     if not downs or downs.keys() != ups.keys() or not biases.keys() <= downs.keys():
         raise unusable(name, "lacks one half of its matrices")
     return {
@@ -116,25 +120,34 @@ def _pairs(path: Path, metadata: Mapping[str, str], name: str) -> dict[str, Pair
     }
 
 
-def _strength(metadata: Mapping[str, str]) -> Callable[[str, torch.Tensor], float]:
+def _strength(
+    metadata: Mapping[str, str], name: str
+) -> Callable[[str, torch.Tensor], float]:
     """Return alpha / rank by module; 1 where the file does not say.
 
     The ComfyUI and musubi converters fold alpha into the matrices; files saved by
     diffusers carry it in the header instead.
     """
+    damaged = unusable(name, "has a damaged alpha in its header")
     try:
         loaded = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         loaded = {}
+    if not isinstance(loaded, dict):
+        raise damaged
     config: dict[str, Any] = {
         key.removeprefix("transformer."): value for key, value in loaded.items()
     }
     alphas, alpha = config.get("alpha_pattern") or {}, config.get("lora_alpha")
+    if not isinstance(alphas, dict):
+        raise damaged
 
     def strength(module: str, down: torch.Tensor) -> float:
         chosen = alphas.get(module, alpha)
         if chosen is None:
             return 1.0
+        if type(chosen) not in (int, float) or not abs(chosen) < ALPHA_MAX:
+            raise damaged
         rank = down.shape[0]
         return float(chosen) / (math.sqrt(rank) if config.get("use_rslora") else rank)
 

@@ -27,7 +27,7 @@ from urllib.parse import quote, urlsplit
 from inference.errors import InputRejected
 
 if TYPE_CHECKING:
-    from inference.contracts import Context
+    from inference.contracts import Context, Lora
 
 #: A rank-256 LoRA over every linear layer of a 14B expert is 2.5 GB in bf16.
 FILE_BYTES = 3 * 2**30
@@ -239,6 +239,12 @@ def check_container(path: Path, name: str, *, file_bytes: int) -> dict[str, str]
 def unusable(name: str, why: str) -> InputRejected:
     """Return the customer's error for a file that cannot be used."""
     return _rejected(f"LoRA '{name}' {why}.")
+
+
+def together_unusable(loras: Iterable[Lora]) -> InputRejected:
+    """Return the customer's error for LoRAs with which the model computes nonsense."""
+    names = ", ".join(f"'{lora.path}'" for lora in loras)
+    return _rejected(f"The model makes no picture with LoRA {names} at this strength.")
 
 
 def local(path: Path) -> LoraFile:

@@ -14,7 +14,7 @@ import torch
 from diffusers import WanImageToVideoPipeline
 from safetensors.torch import save_file
 
-from inference.contracts import Lora
+from inference.contracts import Lora, Progress
 from inference.egress import Egress
 from inference.engines.wan import lora_files, synthetic
 from inference.engines.wan.engine import WanEngine
@@ -343,6 +343,11 @@ def _with(change: dict[str, torch.Tensor | None]) -> Callable[[Path], None]:
     return write
 
 
+def _headed(header: str) -> Callable[[Path], None]:
+    metadata = {"lora_adapter_metadata": header}
+    return lambda path: save_file(matrices(1), path, metadata=metadata)
+
+
 _Q = "transformer.blocks.0.attn1.to_q.lora_"
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "pickle": (_write_pickle, "pickle"),
@@ -394,6 +399,20 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         _with({_Q + "A.weight": torch.full((RANK, WIDTH), float("nan"))}),
         "not finite",
     ),
+    "nothing": (_with({_Q + "A.weight": torch.ones(0, WIDTH)}), "holds nothing"),
+    "a lone number": (_with({_Q + "A.weight": torch.tensor(1.0)}), "has"),
+    **{
+        f"header {header}": (_headed(header), "damaged alpha")
+        for header in (
+            "[]",
+            '{"transformer.lora_alpha": "abc"}',
+            '{"transformer.lora_alpha": NaN}',
+            '{"transformer.lora_alpha": 1e400}',
+            '{"transformer.lora_alpha": 1e30}',
+            '{"transformer.alpha_pattern": [1]}',
+            '{"transformer.alpha_pattern": {"blocks.0.attn1.to_q": []}}',
+        )
+    },
     "half a musubi file": (
         lambda path: save_file(
             {"lora_unet_blocks_0_self_attn_q.lora_down.weight": torch.ones(2, 2)}, path
@@ -419,6 +438,25 @@ def test_a_bad_file_is_the_customers_fault_and_touches_nothing(
     assert rejected.value.field == "loras"
     assert why in str(rejected.value)
     assert "'bad'" in str(rejected.value)
+    assert not changed(before, weights_of(engine))
+
+
+def test_a_lora_the_model_cannot_bear_is_named_after_one_step(
+    make_engine: MakeEngine, shelf: Path
+) -> None:
+    huge = {key: tensor * 1e30 for key, tensor in matrices(1).items()}
+    file = saved(shelf / "huge.safetensors", huge)
+    engine = make_engine(
+        "2.1",
+        storage=DirectoryStorage(shelf),
+        lora_aliases={"huge": Alias("huge.safetensors", file.sha256)},
+    )
+    before = weights_of(engine)
+    told: list[Progress] = []
+    with pytest.raises(InputRejected, match="'huge'") as rejected:
+        clip(engine, ask("2.1", steps=8, loras=(Lora("huge"),)), told=told)
+    assert (rejected.value.field, rejected.value.permanent) == ("loras", True)
+    assert max(progress.fraction for progress in told) < 0.5
     assert not changed(before, weights_of(engine))
 
 
