@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 from django.core import signing
@@ -14,6 +15,7 @@ from django.db import connection
 from django.db.models import Avg, F
 from django.db.models.functions import Now
 
+from jobs import webhooks
 from jobs.dialects.base import EffectView, Failure, JobView
 from jobs.models import Effect, Job
 from jobs.requests import JobRequest
@@ -21,6 +23,7 @@ from jobs.states import Status
 
 if TYPE_CHECKING:
     from inference.storage import Storage
+    from jobs.dialects import base
     from jobs.dialects.base import Dialect
 
 #: How long a measured average of recent jobs is used for ETAs.
@@ -44,7 +47,7 @@ def view(
     is_open = status in (Status.QUEUED, Status.RUNNING)
     position = _position(job) if with_position and status is Status.QUEUED else None
     held = job.quoted_millicredits if is_open else 0
-    return JobView(
+    shown = JobView(
         id=job.public_id if dialect.visible == "own" else str(job.id),
         native_id=str(job.id),
         status=status.value,
@@ -74,6 +77,26 @@ def view(
         output=job.output,
         **_urls(job, dialect=dialect, storage=storage, base_url=base_url),
     )
+    hook = request.webhook
+    if (
+        job.error_code == webhooks.TEST_CODE
+        and hook is not None
+        and hook.test_status is not None
+        and hook.format == dialect.name
+    ):
+        # Elsewhere it is what it was: a job that ended at once and made nothing.
+        return _rehearsed(shown, hook.test_status, base_url)
+    return shown
+
+
+def _rehearsed(shown: JobView, status: str, base_url: str) -> JobView:
+    """Return what a test of a webhook shows: the fields of a real job, and no real file."""
+    shown = replace(shown, status=cast("base.Status", status), error=None)
+    if status == Status.SUCCEEDED:
+        address = f"{base_url}/files/{webhooks.TEST_CODE}/video.mp4"
+        return replace(shown, video_url=address)
+    words = "This is a test of your webhook."
+    return replace(shown, error=Failure(webhooks.TEST_CODE, words, retryable=False))
 
 
 def views(

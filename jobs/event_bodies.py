@@ -16,7 +16,7 @@ from django.conf import settings
 
 from billing import keys
 from inference.errors import RenderError
-from jobs import context, display, webhooks
+from jobs import context, display
 from jobs.dialects import base, load_dialect
 from jobs.dialects.native import job_body
 from jobs.models import Job, WebhookEvent
@@ -26,7 +26,7 @@ class CannotBeSealed(RenderError):
     """There is nothing to encrypt this account's webhook with."""
 
 
-#: What an event says its job's status is, also where only a webhook was tested.
+#: What an event says its job's status is.
 _STATUS = {
     "job.running": "running",
     "job.succeeded": "succeeded",
@@ -89,8 +89,6 @@ def _view(event: WebhookEvent, dialect: base.Dialect) -> base.JobView:
     # Not from how long jobs of late took, which is another number at each try.
     shown = replace(shown, eta_seconds=job.eta_seconds)
     status = _STATUS.get(event.type, shown.status)
-    if job.error_code == webhooks.TEST_CODE:
-        shown = _rehearsed(shown, succeeds=status == "succeeded")
     return replace(shown, status=cast("base.Status", status))
 
 
@@ -102,14 +100,3 @@ def _as_it_was(event: WebhookEvent) -> Job:
         if field.name in event.data:
             setattr(job, field.name, field.to_python(event.data[field.name]))
     return job
-
-
-def _rehearsed(shown: base.JobView, *, succeeds: bool) -> base.JobView:
-    """Return what a mock event shows: the fields of a real one, and no real file."""
-    if succeeds:
-        address = f"{settings.PUBLIC_URL}/files/{webhooks.TEST_CODE}/video.mp4"
-        return replace(shown, video_url=address, error=None)
-    words = "This is a test of your webhook."
-    return replace(
-        shown, error=base.Failure(webhooks.TEST_CODE, words, retryable=False)
-    )

@@ -206,6 +206,12 @@ def test_novitas_test_mode_sends_one_mock_event_and_makes_nothing(
     assert (task["task_id"], task["status"]) == (job.public_id, status)
     assert bool(body["payload"]["videos"]) == (status == "TASK_STATUS_SUCCEED")
     assert WebhookDelivery.objects.count() == 1
+    read = Client().get(
+        f"/v3/async/task-result?task_id={job.public_id}",
+        headers={"Authorization": f"Bearer {make_key(alice)}"},
+    )
+    assert read.json()["task"] == task
+    assert len(read.json()["videos"]) == len(body["payload"]["videos"])
     routing.forget()
 
 
