@@ -280,10 +280,14 @@ def create(wire: WireRequest, models: ModelLookup) -> Create:
 
 def _model(body: Mapping[str, Any], models: ModelLookup) -> PublicModel:
     name = MODEL.take(body)
-    model = models(name) or models(DATED.sub("", name))
+    model = _known(name, models)
     if model is None:
         raise InvalidRequest("model", f"Model not exist: {name}", code=MODEL_UNKNOWN)
     return model
+
+
+def _known(name: str, models: ModelLookup) -> PublicModel | None:
+    return models(name) or models(DATED.sub("", name))
 
 
 def _media(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -411,7 +415,7 @@ def read_list(wire: WireRequest, models: ModelLookup) -> ListJobs:
         # Nothing is ever in these: ask for a span of time without jobs.
         since = until = datetime.fromtimestamp(0, tz=UTC)
     name = MODEL_NAME.find(query)
-    known = models(name) if name else None
+    known = _known(name, models) if name else None
     return ListJobs(
         limit=PAGE.take(query),
         page=PAGE_NO.take(query),

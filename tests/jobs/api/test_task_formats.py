@@ -453,6 +453,17 @@ def test_dashscope_does_not_cancel_what_has_begun(caller: Caller) -> None:
     assert Job.objects.get().status == "running"
 
 
+def test_dashscope_finds_tasks_by_the_dated_name_they_were_made_by(
+    caller: Caller,
+) -> None:
+    form = FORMATS["dashscope"]
+    dated = "wan2.7-i2v-2026-04-25"
+    made = caller.submit(form, {**form.body, "model": dated}).json()["output"]
+    for name in (dated, "wan2.7-i2v"):
+        found = caller.get(f"/api/v1/tasks?model_name={name}").json()
+        assert [task["task_id"] for task in found["data"]] == [made["task_id"]]
+
+
 def test_dashscope_lists_tasks_by_page_and_state(caller: Caller) -> None:
     form = FORMATS["dashscope"]
     made = [caller.create(form) for _ in range(3)]
