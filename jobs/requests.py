@@ -234,6 +234,12 @@ def _rate(model: PublicModel, fps: int | None) -> int:
     return fps
 
 
+def _seconds_of(frames: float, fps: int) -> float:
+    """Return the length that may be asked for: whole seconds where a frame is over."""
+    whole = round(frames / fps)
+    return whole if abs(whole * fps - frames) <= 1 else round(frames / fps, 2)
+
+
 def _length(
     model: PublicModel, *, frames: int | None, seconds: float | None, fps: int
 ) -> int:
@@ -263,12 +269,10 @@ def _length(
     else:
         low, high = model.frames_min, model.frames_max
     if not low <= frames <= high:
-        span = (
-            f"{low:g} to {high:g} frames"
-            if name == "frames"
-            else f"{low / fps:g} to {high / fps:g} seconds"
-        )
-        raise InvalidRequest(name, f"Model '{model.name}' makes {span}.")
+        if name == "seconds":
+            low, high = _seconds_of(low, fps), _seconds_of(high, fps)
+        span = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+        raise InvalidRequest(name, f"Model '{model.name}' makes {span} {name}.")
     if (frames - model.frames_min) % model.frame_step and model.frame_step > 1:
         kind = "odd" if model.frame_step == 2 else f"{model.frame_step}k + 1"
         raise InvalidRequest(name, f"The number of frames must be {kind}.")

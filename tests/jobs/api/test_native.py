@@ -191,6 +191,17 @@ def test_a_very_tall_picture_is_taken_where_a_file_can_hold_it(
     assert create(api, **options).status_code == 202
 
 
+@pytest.mark.parametrize(
+    ("model", "span"),
+    [("wan2.1-i2v", "5"), ("wan2.2-i2v", "1 to 10"), ("motion", "1 to 15")],
+)
+def test_a_length_that_cannot_be_is_refused_with_those_that_can(
+    api: Api, model: str, span: str
+) -> None:
+    answer = api.post("/v1/quotes", {"image": PICTURE, "model": model, "seconds": 30})
+    assert answer.json()["detail"] == f"Model '{model}' makes {span} seconds."
+
+
 def test_what_a_model_cannot_do_is_refused_naming_those_that_can(api: Api) -> None:
     problem = create(api, steps=20).json()
     assert "wan2.2-i2v" in problem["supported_by"]
