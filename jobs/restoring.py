@@ -9,14 +9,14 @@ not there, a job that has ended, a payment that the till has.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from django.db.models import Q
@@ -33,6 +33,14 @@ from jobs.models import DeletionRecord, Job, ProviderAccount
 from jobs.provider_steps import http
 from jobs.states import ACTIVE, Status, Step
 
+#: A row of the till's list, by the names in its first line.
+Payment = Mapping[str, str]
+PAYMENT_COLUMNS: Final = frozenset({"payment_id", "account_id", "credits"})
+
+
+class UnreadableList(Exception):
+    """The till's list cannot be read; the message says why."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -47,7 +55,7 @@ class Finding:
         return f"{self.kind:<18} {self.subject:<38} {self.text}"
 
 
-def findings(*, since: datetime, payments: Path | None) -> Iterator[Finding]:
+def findings(*, since: datetime, payments: Sequence[Payment]) -> Iterator[Finding]:
     """Yield what disagrees; ``since`` is the moment the backup shows."""
     yield from stopped_before(since)
     yield from ledger_mismatches()
@@ -55,8 +63,7 @@ def findings(*, since: datetime, payments: Path | None) -> Iterator[Finding]:
     yield from missing_files()
     yield from unknown_files()
     yield from provider_jobs(since)
-    if payments is not None:
-        yield from lost_payments(payments)
+    yield from lost_payments(payments)
 
 
 # --------------------------------------------------------------------- what stopped
@@ -150,17 +157,37 @@ def settled_late() -> Iterator[Finding]:
             )
 
 
-def lost_payments(path: Path) -> Iterator[Finding]:
-    """Payments of the till's list (payment_id, account_id, credits) we do not know.
+def read_payments(path: Path) -> list[Payment]:
+    """Read the till's list: a CSV of payment_id, account_id and credits.
 
-    Columns ``mode``, ``paid_amount`` and ``paid_currency`` may be there too. Crediting
-    is by payment id, so a payment is never credited twice.
+    Columns ``mode``, ``paid_amount`` and ``paid_currency`` may be there too. Raises
+    UnreadableList for a file that cannot be this list.
     """
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            payment_id = row["payment_id"].strip()
-            if ledger.purchase_of(payment_id) is not None:
-                continue
+    try:
+        # Spreadsheets write a mark before the first column's name.
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, restval="")
+            missing = sorted(PAYMENT_COLUMNS - set(reader.fieldnames or ()))
+            if missing:
+                raise UnreadableList(
+                    f"{path} lacks the columns {', '.join(missing)}: its first line must "
+                    "name them, with commas between."
+                )
+            return list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UnreadableList(f"{path} cannot be read: {error}") from error
+
+
+def lost_payments(payments: Sequence[Payment]) -> Iterator[Finding]:
+    """Payments of the till's list we do not know.
+
+    Crediting is by payment id, so a payment is never credited twice.
+    """
+    for number, row in enumerate(payments, start=1):
+        payment_id = row["payment_id"].strip()
+        if not all(row[name].strip() for name in PAYMENT_COLUMNS):
+            yield Finding("payment", payment_id or f"payment {number}", "is incomplete")
+        elif ledger.purchase_of(payment_id) is None:
             yield Finding(
                 "payment",
                 payment_id,
@@ -169,7 +196,7 @@ def lost_payments(path: Path) -> Iterator[Finding]:
             )
 
 
-def _crediting(row: dict[str, str], payment_id: str) -> Callable[[], object]:
+def _crediting(row: Payment, payment_id: str) -> Callable[[], object]:
     def credit() -> object:
         account = accounts.get_account(UUID(row["account_id"].strip()))
         paid = row.get("paid_amount") or ""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth import get_user_model
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 from django.db import connection
 
 from billing import accounts, keys, ledger, operator_keys, prices
@@ -312,6 +312,45 @@ def test_a_restore_is_reconciled_with_storage_and_the_till(
     told = reconcile("--payments", str(till), "--repair")
     assert "[repaired]" not in told
     context.get().storage.delete([lost])
+
+
+def test_a_tills_list_as_spreadsheets_write_it_is_read(
+    alice: Account, tmp_path: Path
+) -> None:
+    till = tmp_path / "till.csv"
+    lines = ["payment_id,account_id,credits", f"pay_1,{alice.pk},10", "pay_2"]
+    till.write_text("\r\n".join(lines), encoding="utf-8-sig")
+    told = reconcile("--payments", str(till), "--repair").splitlines()
+    [credited] = [line for line in told if "pay_1" in line]
+    assert credited.endswith("[repaired]")
+    [broken] = [line for line in told if "pay_2" in line]
+    assert broken.endswith("[needs a person]")
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        (
+            b"payment_id;account_id;credits\npay_1;a;10\n",
+            "lacks the columns account_id",
+        ),
+        (b"", "lacks the columns account_id, credits, payment_id"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        (None, "No such file"),
+    ],
+)
+def test_a_list_that_is_none_is_refused_before_anything_is_repaired(
+    alice: Account, tmp_path: Path, text: bytes | None, read: str
+) -> None:
+    gone = succeeded(make_job(alice))
+    context.get().storage.delete([gone.output["key"]])
+    till = tmp_path / "till.csv"
+    if text is not None:
+        till.write_bytes(text)
+    with pytest.raises(CommandError, match=read):
+        reconcile("--payments", str(till), "--repair")
+    gone.refresh_from_db()
+    assert gone.files_deleted_at is None
 
 
 def test_a_hold_of_a_job_that_has_ended_is_reported_and_settled(alice: Account) -> None:

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from django.core.management.base import BaseCommand
+from django.core.management.base import BaseCommand, CommandError
 
 from jobs import restoring
 
@@ -47,10 +47,13 @@ class Command(BaseCommand):
         parser.add_argument("--repair", action="store_true")
 
     def handle(self, *args: Any, **options: Any) -> None:
+        path = options["payments"]
+        try:
+            payments = restoring.read_payments(path) if path else []
+        except restoring.UnreadableList as error:
+            raise CommandError(str(error)) from error
         open_findings = 0
-        for finding in restoring.findings(
-            since=options["since"], payments=options["payments"]
-        ):
+        for finding in restoring.findings(since=options["since"], payments=payments):
             outcome = ""
             if options["repair"]:
                 outcome = restoring.repair(finding)
