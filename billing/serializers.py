@@ -1,4 +1,4 @@
-"""The JSON of keys, balance and ledger on the native API, read and written.
+"""The JSON of keys and ledger on the native API, read and written.
 
 Credits on the wire are numbers with up to three decimals; times are ISO 8601 in UTC.
 Reading raises BadRequest naming the field.
@@ -113,27 +113,7 @@ def key_data(key: ApiKey) -> dict[str, Any]:
     }
 
 
-# --- Balance and ledger ---------------------------------------------------------------
-
-
-def show_balance(credential: Credential) -> dict[str, Any]:
-    """`GET /v1/balance`: the wallet this key spends from."""
-    credential.require("billing:read")
-    balance = ledger.balance(account_id=credential.account_id, mode=credential.mode)
-    expiry = None
-    if balance.next_expiry is not None:
-        amount, at = balance.next_expiry
-        expiry = {"credits": credits_of(amount), "expires_at": _stamp(at)}
-    return {
-        "object": "balance",
-        "mode": credential.mode,
-        "plan": credential.plan.code,
-        "available_credits": credits_of(balance.available_millicredits),
-        "held_credits": credits_of(balance.held_millicredits),
-        "debt_credits": credits_of(balance.debt_millicredits),
-        "frozen": balance.frozen,
-        "next_expiry": expiry,
-    }
+# --- Ledger ---------------------------------------------------------------------------
 
 
 def list_ledger(credential: Credential, query: Mapping[str, str]) -> dict[str, Any]:

@@ -28,35 +28,23 @@ class Balance:
     held_millicredits: int
     debt_millicredits: int
     frozen: bool
-    #: (milli-credits, expires_at) of the grant that dies first, if any does.
-    next_expiry: tuple[int, datetime] | None
 
 
 def balance(*, account_id: UUID, mode: str) -> Balance:
     wallet = Wallet.objects.filter(account_id=account_id, mode=mode).first()
     if wallet is None:
-        return Balance(0, 0, 0, frozen=False, next_expiry=None)
-    if wallet.next_expiry_at is None:
-        return _balance(wallet, 0, None)
-    alive = CreditGrant.objects.filter(wallet=wallet, is_empty=False)
-    due: int = alive.filter(expires_at__lte=Now()).aggregate(
-        total=Coalesce(Sum("remaining"), 0)
-    )["total"]
-    first = alive.filter(expires_at__gt=Now()).order_by("expires_at").first()
-    if first is None or first.expires_at is None:
-        return _balance(wallet, due, None)
-    return _balance(wallet, due, (first.remaining, first.expires_at))
-
-
-def _balance(
-    wallet: Wallet, due: int, next_expiry: tuple[int, datetime] | None
-) -> Balance:
+        return Balance(0, 0, 0, frozen=False)
+    due = 0
+    if wallet.next_expiry_at is not None:
+        dead = CreditGrant.objects.filter(
+            wallet=wallet, is_empty=False, expires_at__lte=Now()
+        )
+        due = dead.aggregate(total=Coalesce(Sum("remaining"), 0))["total"]
     return Balance(
         available_millicredits=wallet.available - due,
         held_millicredits=wallet.held,
         debt_millicredits=wallet.debt,
         frozen=wallet.frozen,
-        next_expiry=next_expiry,
     )
 
 

@@ -86,7 +86,3 @@ MOVES: Mapping[Step, frozenset[Step]] = MappingProxyType(
         Step.DONE: frozenset(),
     }
 )
-
-
-def may_move(origin: Step, target: Step) -> bool:
-    return target in MOVES[origin]

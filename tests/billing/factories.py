@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from django.db import connection
+from django.db.models.functions import Now
 
 from billing import accounts, ledger
 from billing.ledger import Balance, Movement
-from billing.models import Account, Hold
+from billing.models import Account, CreditGrant, Hold
 
 _numbers = itertools.count(1)
 
@@ -81,6 +83,17 @@ class Customer:
     @property
     def balance(self) -> Balance:
         return ledger.balance(**self.wallet)
+
+    @property
+    def next_expiry(self) -> tuple[int, datetime] | None:
+        """What the grant that dies first has left, and when it dies."""
+        alive = CreditGrant.objects.filter(
+            wallet__account_id=self.id, wallet__mode=self.mode, is_empty=False
+        )
+        first = alive.filter(expires_at__gt=Now()).order_by("expires_at").first()
+        if first is None or first.expires_at is None:
+            return None
+        return first.remaining, first.expires_at
 
     @property
     def available(self) -> float:

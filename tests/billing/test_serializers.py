@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -127,21 +126,6 @@ def test_mallory_sees_and_revokes_none_of_bobs_keys(
     assert [key["id"] for key in listed] == [other.key_id]
 
 
-def test_the_balance_is_that_of_the_keys_wallet(alice: Customer) -> None:
-    alice.grant(5, "promotion", expires_at=datetime.now(UTC) + timedelta(days=1))
-    alice.hold(20.5, "video-1")
-    shown = serializers.show_balance(credential(alice))
-    assert shown["available_credits"] == 84.5
-    assert shown["held_credits"] == 20.5
-    assert (shown["mode"], shown["plan"], shown["frozen"]) == ("live", "free", False)
-    assert shown["next_expiry"] is None  # the promotion was held first
-    alice.release("video-1")
-    shown = serializers.show_balance(credential(alice))
-    assert shown["next_expiry"]["credits"] == 5
-    test = serializers.show_balance(credential(alice, mode="test"))
-    assert test["available_credits"] == 0
-
-
 def test_the_ledger_is_read_page_by_page(alice: Customer) -> None:
     for number in range(5):
         alice.hold(1, f"video-{number}")
@@ -161,10 +145,8 @@ def test_the_ledger_is_read_page_by_page(alice: Customer) -> None:
     assert (line["available_after_credits"], line["held_after_credits"]) == (95, 5)
 
 
-def test_reading_money_needs_its_scope(alice: Customer) -> None:
+def test_reading_the_ledger_needs_its_scope(alice: Customer) -> None:
     worker = credential(alice, "jobs:write", "jobs:read")
-    with pytest.raises(MissingScope):
-        serializers.show_balance(worker)
     with pytest.raises(MissingScope):
         serializers.list_ledger(worker, {})
 

@@ -245,7 +245,7 @@ def test_credits_released_into_a_dead_grant_live_a_week_more(bob: Customer) -> N
     bob.let_die("promotion")
     bob.release("video-1")
     assert bob.available == 8
-    expiry = bob.balance.next_expiry
+    expiry = bob.next_expiry
     assert expiry is not None
     amount, expires_at = expiry
     assert amount == 8000
@@ -466,7 +466,7 @@ def test_what_was_paid_for_a_second_time_comes_back_and_keeps_its_life(
     assert (bob.available, bob.held, bob.debt) == (0, 100, 0)
     bob.release("video-1", reissue_expired=False)
     assert (bob.available, bob.held, bob.debt) == (100, 0, 0)
-    assert bob.balance.next_expiry is None
+    assert bob.next_expiry is None
     assert ledger.check(account_id=bob.id) == []
 
 

@@ -333,7 +333,7 @@ def test_nobody_keeps_credits_alive_by_jobs_that_end_by_their_own_doing(
 def test_credits_that_died_in_our_hands_live_a_week_more(how: str) -> None:
     bob = end_after_its_credits_died(OUR_FAILURE[how])
     assert bob.available == 1
-    assert bob.balance.next_expiry is not None
+    assert bob.next_expiry is not None
 
 
 def test_an_ended_job_cannot_be_canceled_or_changed(alice: Account) -> None:

@@ -7,7 +7,6 @@ weights) by the size asked for. Defaults are Wan's own, not the conversion scrip
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -309,16 +308,3 @@ def profile_for(model: str) -> Profile | None:
         if route.runner == "wan":
             return PROFILES[route.profile]
     return None
-
-
-def estimated_seconds(profile: Profile, request: RenderRequest, rate: float) -> float:
-    """Return a job's floor in seconds at ``rate`` FLOP/s, calculated.
-
-    The text encoder and the first step's warm-up are not in it.
-    """
-    frames = request.output.frames + (1 - request.output.frames) % 4
-    settings = profile.settings(request)
-    forward = flops.SHAPES[profile.kind].forward(request.width, request.height, frames)
-    guided = 2 if max(settings.guidance, settings.guidance_low) > 1 else 1
-    encode, decode = flops.vae(profile.kind, request.width, request.height, frames)
-    return math.fsum((forward * guided * settings.steps, encode, decode)) / rate
