@@ -15,7 +15,7 @@ from uuid import UUID
 import structlog
 from django.conf import settings
 from django.db import transaction
-from django.db.models import F
+from django.db.models import Exists, F, OuterRef, QuerySet
 from django.db.models.functions import Greatest, Now
 
 from billing import accounts, ledger
@@ -570,12 +570,14 @@ def _close_canceled(row: Job) -> None:
 
 
 def _check_cancel_allowance(job: Job) -> None:
-    used = Job.objects.filter(
+    own = Job.objects.filter(
+        ~Exists(_cancels_by_us().filter(job_id=OuterRef("pk"))),
         account_id=job.account_id,
         mode=job.mode,
         started_at__isnull=False,
         cancel_requested_at__gte=Now() - timedelta(days=1),
-    ).count()
+    )
+    used = own.count()
     allowed = accounts.terms_of_account(job.account_id).running_cancels_per_day
     if used >= allowed:
         raise NotAcceptableNow(
@@ -669,8 +671,12 @@ def _is_our_failure(job: Job, error: RenderError) -> bool:
 
 
 def _is_canceled_by_us(job: Job) -> bool:
-    noted = JobNote.objects.filter(job_id=job.pk, kind="cancel")
-    return noted.exclude(actor="").exists()
+    return _cancels_by_us().filter(job_id=job.pk).exists()
+
+
+def _cancels_by_us() -> QuerySet[JobNote]:
+    """Return what operators' cancels have noted; a customer's has no note."""
+    return JobNote.objects.filter(kind="cancel").exclude(actor="")
 
 
 def _after_close(

@@ -268,6 +268,19 @@ def test_running_jobs_may_be_canceled_only_so_often(alice: Account) -> None:
             lifecycle.cancel(job)
 
 
+def test_an_operators_cancels_leave_the_customer_theirs(alice: Account) -> None:
+    plan = alice.plan
+    plan.running_cancels_per_day = 1
+    plan.save()
+    jobs = [make_job(alice) for _ in range(3)]
+    for job in jobs:
+        prepared(job)
+    lifecycle.cancel(jobs[0], reason="the host goes down", actor="olga")
+    lifecycle.cancel(jobs[1])
+    with pytest.raises(NotAcceptableNow):
+        lifecycle.cancel(jobs[2])
+
+
 def cancel_running(job: Job, **who: str) -> None:
     work = prepared(job)
     lifecycle.cancel(job, **who)
