@@ -37,6 +37,8 @@ def _enable(endpoint: WebhookEndpoint, deed: Deed) -> str:
 def _replay(delivery: WebhookDelivery, deed: Deed) -> str:
     if delivery.state == "pending":
         raise Refused("It is still on its way.")
+    if delivery.endpoint is not None and not delivery.endpoint.is_enabled:
+        raise Refused("Its endpoint is disabled; enable that first.")
     webhooks.replay(delivery)
     return "sent again now."
 

@@ -528,6 +528,11 @@ def test_a_delivery_is_sent_again(olga: Client, alice: Account) -> None:
     row.refresh_from_db()
     assert row.state == "pending"
     assert "their server is back" in written_down(row)
+    WebhookDelivery.objects.update(state="failed")
+    WebhookEndpoint.objects.update(is_enabled=False)
+    assert "endpoint is disabled" in act(olga, row, "replay")[0]
+    row.refresh_from_db()
+    assert row.state == "failed"
 
 
 def test_a_dead_worker_is_forgotten(olga: Client) -> None:
