@@ -3,12 +3,17 @@
 A network of the Real-ESRGAN class makes the frame larger where its weights lie in
 ``weights/upscale`` and this host can afford it; the last step to the exact size, and
 the whole way without weights, is a Lanczos resize in the encoder's own conversion.
-``Plan.label`` says which, and the job shows it. No torch is imported until weights are.
+``Plan.label`` says which, and the job shows it. What cannot be used here (no torch, a
+file of another kind) fails no clip: a line in the log names it, once. No torch is
+imported until weights are there.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.util
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -17,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from inference.contracts import Frame
+
+log = logging.getLogger(__name__)
 
 FOLDER = "upscale"
 Device = Literal["auto", "cuda", "cpu", "off"]
@@ -89,15 +96,33 @@ def weight_files(folder: Path) -> list[Path]:
 def _choose(
     folder: Path, wanted: float, *, device: Device, name: str | None
 ) -> Network | None:
+    """Return the network to use, the only one that is loaded; None without one."""
     files = [path for path in weight_files(folder) if name in (None, path.name)]
     if not files:
+        if name is not None:
+            _warn(f"{folder / name} is not there: frames are resized")
+        return None
+    if importlib.util.find_spec("torch") is None:
+        _warn(f"torch is not installed here, {folder} needs it: frames are resized")
         return None
     models = importlib.import_module("inference.media.upscale_models")
-    networks: list[Network] = [models.load(path, device=device) for path in files]
-    enough = [network for network in networks if network.scale >= wanted]
-    if enough:
-        return min(enough, key=lambda network: network.scale)
-    return max(networks, key=lambda network: network.scale)
+    scales = {path: scale for path in files if (scale := models.scale_of(path))}
+    if not scales:
+        return None
+    enough = [path for path, scale in scales.items() if scale >= wanted]
+    chosen = (
+        min(enough, key=scales.__getitem__)
+        if enough
+        else max(scales, key=scales.__getitem__)
+    )
+    network: Network = models.load(chosen, device=device)
+    return network
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    """Log ``message`` once in a process's life, not once for each clip."""
+    log.warning(message)
 
 
 def _affordable(network: Network, source: tuple[int, int], *, device: Device) -> bool:

@@ -9,11 +9,15 @@ Source: github.com/xinntao/Real-ESRGAN (srvgg_arch.py) and BasicSR (rrdbnet_arch
 from __future__ import annotations
 
 import functools
+import logging
+import pickle
 import re
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from inference.contracts import Frame
+
+log = logging.getLogger(__name__)
 
 #: Tile side and overlap in source pixels. The overlap covers what one pixel of the
 #: deepest SRVGG (34 3x3 convolutions) can see; RRDB sees further, but faintly.
@@ -172,6 +178,23 @@ class Network:
         out[top * s : bottom * s, left * s : right * s] = pixels.permute(1, 2, 0).cpu()
 
 
+#: What torch and safetensors say of files that are none of theirs, damaged or odd.
+_UNREADABLE = (
+    *(OSError, EOFError, pickle.UnpicklingError, struct.error, SafetensorError),
+    *(RuntimeError, LookupError, ValueError, TypeError, AttributeError),
+)
+
+
+@functools.lru_cache(maxsize=32)
+def scale_of(path: Path) -> int | None:
+    """Return how many times ``path``'s network enlarges; None, logged, without one."""
+    try:
+        return _network_in(path).scale
+    except WeightsMissing as missing:
+        log.warning("left out for enlarging: %s", missing)
+        return None
+
+
 @functools.lru_cache(maxsize=4)
 def load(path: Path, *, device: str = "auto") -> Network:
     """Return the network whose weights are in ``path``; kept for the process's life.
@@ -180,12 +203,21 @@ def load(path: Path, *, device: str = "auto") -> Network:
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    state = _read(path)
-    module = build(state)
-    if module is None:
-        raise WeightsMissing(f"{path} holds neither SRVGG nor RRDB weights")
-    module.load_state_dict(state, strict=True)
-    return Network(path.stem, module, device=torch.device(device))
+    return Network(path.stem, _network_in(path), device=torch.device(device))
+
+
+def _network_in(path: Path) -> SRVGG | RRDB:
+    """Return the file's network, on the CPU."""
+    try:
+        state = _read(path)
+        with torch.device("meta"):
+            module = build(state)
+        if module is not None:
+            module.load_state_dict(state, strict=True, assign=True)
+            return module
+    except _UNREADABLE as error:
+        raise WeightsMissing(f"{path} cannot be read: {error}") from error
+    raise WeightsMissing(f"{path} holds neither SRVGG nor RRDB weights")
 
 
 def build(state: Mapping[str, Tensor]) -> SRVGG | RRDB | None:

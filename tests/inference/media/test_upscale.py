@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,6 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from inference.errors import WeightsMissing
 from inference.media import upscale, upscale_models
 from inference.media.upscale_models import RRDB, SRVGG, Network
 
@@ -32,6 +32,7 @@ def _rrdb(scale=4):
 @pytest.fixture
 def folder(tmp_path):
     upscale_models.load.cache_clear()
+    upscale_models.scale_of.cache_clear()
     (tmp_path / "upscale").mkdir()
     return tmp_path
 
@@ -135,11 +136,76 @@ def test_a_network_too_dear_for_this_cpu_gives_way_to_the_resize(folder, monkeyp
     assert upscale.plan((64, 48), (128, 96), **big).label == "net"
 
 
-def test_a_file_of_another_kind_is_named(folder):
-    path = folder / "upscale" / "other.pth"
-    torch.save({"weight": torch.zeros(3)}, path)
-    with pytest.raises(WeightsMissing, match=r"other\.pth"):
-        upscale.plan((64, 48), (128, 96), weights=folder)
+def _other(path):
+    torch.save({"g_ema": {"weight": torch.zeros(3)}}, path)
+
+
+def _no_tensors(path):
+    torch.save([1, 2], path)
+
+
+def _cut_off(path):
+    torch.save({"params": _srvgg().state_dict()}, path)
+    path.write_bytes(path.read_bytes()[:500])
+
+
+def _misshapen(path):
+    state = _srvgg().state_dict()
+    torch.save({**state, "body.2.weight": torch.zeros(3)}, path)
+
+
+def _noise(path):
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1")
+
+
+@pytest.mark.parametrize(
+    "spoil", [_other, _no_tensors, _cut_off, _misshapen, _noise, Path.touch]
+)
+@pytest.mark.parametrize("name", ["GFPGANv1.4.pth", "GFPGANv1.4.safetensors"])
+def test_a_file_of_another_kind_is_named_once_and_left_out(folder, caplog, spoil, name):
+    spoil(folder / "upscale" / name)
+    for _ in range(2):
+        plan = upscale.plan((64, 48), (128, 96), weights=folder)
+        assert plan.label == "lanczos"
+    assert caplog.text.count(name) >= 1
+    assert len(caplog.records) == 1
+    _save(folder, "net.pth", _srvgg())
+    assert upscale.plan((64, 48), (128, 96), weights=folder).label == "net"
+
+
+def test_only_the_chosen_network_is_loaded(folder, monkeypatch):
+    _save(folder, "a_x4.pth", _srvgg(4))
+    _save(folder, "b_x2.pth", _srvgg(2))
+    loaded, load = [], upscale_models.load
+
+    def noting(path, **options):
+        loaded.append(path)
+        return load(path, **options)
+
+    monkeypatch.setattr(upscale_models, "load", noting)
+    upscale.plan((64, 48), (128, 96), weights=folder)
+    assert [path.name for path in loaded] == ["b_x2.pth"]
+
+
+def test_without_torch_weights_are_of_no_use_and_break_nothing(
+    folder, monkeypatch, caplog
+):
+    """As on a media worker whose folder GPU workers share."""
+    _save(folder, "net.pth", _srvgg())
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for device in ("auto", "cpu", "cpu"):
+        options = {"upscale_device": device}
+        plan = upscale.plan((64, 48), (128, 96), weights=folder, options=options)
+        assert plan.label == "lanczos"
+    [line] = caplog.records
+    assert "torch is not installed" in line.message
+
+
+def test_weights_named_but_not_there_are_named_in_the_log(folder, caplog):
+    _save(folder, "net.pth", _srvgg())
+    options = {"upscale_weights": "net"}
+    plan = upscale.plan((64, 48), (128, 96), weights=folder, options=options)
+    assert (plan.label, len(caplog.records)) == ("lanczos", 1)
 
 
 def test_planning_a_resize_imports_no_torch(tmp_path):
