@@ -97,9 +97,10 @@ class Guard:
         noted = safety.enforce(safety.judge_prompt(words), self.policy)
         self.flags += [f for f in noted.get("flagged", ()) if f not in self.flags]
 
-    def allows(self, words: str) -> bool:
-        """Return whether nothing in ``words`` is flagged."""
-        return not safety.judge_prompt(words).flagged
+    def has_more(self, words: str, *, than: str) -> bool:
+        """Return whether ``words`` are flagged for anything that ``than`` is not."""
+        found, known = safety.judge_prompt(words), safety.judge_prompt(than)
+        return not set(found.reasons) <= set(known.reasons)
 
     def told(self, world: Context) -> dict[str, Any]:
         """Return what the job shows of it, and who looks at its pictures."""

@@ -47,8 +47,8 @@ def decide(
         seconds=round(request.seconds, 1),
         seed=request.seed or 0,
     )
-    if not guard.allows(written.prompt) and guard.allows(request.prompt):
-        # The wish was fine: what was added to it is not, and not the customer's fault.
+    if guard.has_more(written.prompt, than=request.prompt):
+        # What was added is neither the customer's fault nor theirs to be let through.
         return _builtin(request)
     return _told(request, written.prompt, by=written.by)
 

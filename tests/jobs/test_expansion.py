@@ -151,6 +151,27 @@ def test_unsafe_words_of_the_endpoint_are_not_the_customers_fault(
     assert "nude" not in job.resolved["prompt"]
 
 
+@pytest.mark.parametrize("policy", ["flag", "off"])
+@pytest.mark.parametrize(
+    ("written", "by"),
+    [
+        ("A naked young girl dances in the warm light of dusk.", "builtin"),
+        ("A naked dancer, and blood and gore all over the stage.", "builtin"),
+        ("A naked dancer turns slowly in the warm light of dusk.", "endpoint:small"),
+    ],
+)
+def test_the_endpoint_adds_no_reason_that_a_flagged_wish_had_not(
+    chat: Chat, policy: Any, written: str, by: str
+) -> None:
+    """What no policy allows least of all."""
+    chat.words = written
+    wish = make_request(
+        "wan2.2-i2v", prompt="a naked dancer", prompt_expansion=True, seed=1
+    )
+    told = words.decide(wish, {"kind": "engine"}, safety.Guard(policy), context.get())
+    assert told["expansion"] == by
+
+
 def test_the_shot_type_shapes_the_words(alice: Account) -> None:
     job = prepared(
         make_job(
