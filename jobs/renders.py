@@ -115,13 +115,23 @@ def output_plan(
         audio=AudioPlan(
             mode=request.audio.mode,
             path=audio,
-            prompt=resolved.get("prompt", request.prompt),
+            prompt=_heard(request, resolved),
             seed=request.seed or 0,
         ),
         model=request.model,
         reference=reference,
         generated=MODELS[request.model].generated and not simulated,
     )
+
+
+def _heard(request: JobRequest, resolved: Mapping[str, Any]) -> str:
+    """Return the words that sound is generated from: the effect's, else the wish.
+
+    What an expander adds describes the picture: "morning light" is no dawn chorus.
+    """
+    if request.effect is not None:
+        return str(resolved.get("prompt", request.prompt))
+    return request.prompt
 
 
 def revoiced_plan(

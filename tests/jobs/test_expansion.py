@@ -15,9 +15,10 @@ import pytest
 from billing.models import Account
 from inference.catalogue import MODELS
 from inference.providers.base import ProviderAccount
-from jobs import claims, context, outside, safety, tasks, words
+from jobs import claims, context, effects, outside, safety, tasks, words
 from jobs.claims import Held
-from jobs.models import Job
+from jobs.models import Effect, Job
+from jobs.requests import Sound
 from jobs.states import Step
 from tests.factories import make_account, make_job, make_request
 from tests.jobs.finishing import site, work, world
@@ -180,6 +181,35 @@ def test_the_shot_type_shapes_the_words(alice: Account) -> None:
     )
     assert "Shot 1" in job.resolved["prompt"]
     assert "Shot 2" in job.resolved["prompt"]
+
+
+def test_what_is_heard_is_the_wish_whatever_is_added_to_it(alice: Account) -> None:
+    plain, expanded = (
+        work(
+            make_job(
+                alice,
+                **CLIP,
+                prompt="rain at the window of a café",
+                prompt_expansion=expands,
+                audio=Sound("generate"),
+            )
+        )
+        for expands in (False, True)
+    )
+    assert "Water moves" in expanded.resolved["expanded_prompt"]
+    assert plain.output["notes"]["audio"]["scenes"] == ["rain", "crowd"]
+    assert expanded.output["notes"]["audio"]["scenes"] == ["rain", "crowd"]
+
+
+def test_what_is_heard_with_an_effect_are_the_effects_words(alice: Account) -> None:
+    effect = Effect.objects.create(code="storm", name="Storm")
+    effects.publish(effect, prompt="the wind howls")
+    job = work(
+        make_job(
+            alice, **CLIP, prompt="the sea", effect="storm", audio=Sound("generate")
+        )
+    )
+    assert job.output["notes"]["audio"]["scenes"] == ["wind"]
 
 
 def test_the_words_are_never_longer_than_the_model_takes(world: Any) -> None:
