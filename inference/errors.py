@@ -16,7 +16,8 @@ RenderError                     any failure of one step
 ├── ProviderError               an outside service refused or broke (see its ``fault``)
 │   └── AnswerLost              it may have taken the job; nobody knows yet
 └── OutageError                 one of our own services is away; never counts as a try
-    └── StorageUnavailable
+    ├── StorageUnavailable
+    └── CannotSign              no file can be signed here; the process must end
 
 ``permanent`` is the one bit that decides retry; ``public`` is safe to show to a customer.
 """
@@ -192,3 +193,7 @@ class OutageError(RenderError):
 
 class StorageUnavailable(OutageError):
     pass
+
+
+class CannotSign(OutageError):
+    """The certificate of this host signs nothing that readers accept, whatever the file."""

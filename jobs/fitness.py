@@ -7,8 +7,11 @@ one that can.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 from typing import TYPE_CHECKING
 
+from inference.errors import CannotSign
+from inference.media import provenance
 from inference.media.finish import signer_for
 from inference.media.safety import what_is_missing
 from jobs import safety
@@ -34,12 +37,24 @@ def check(queues: Iterable[str], world: Context) -> None:
         demanded = world.options.get("safety_required")
         why = "SAFETY_REQUIRE_CLASSIFIER is set, but " if demanded else ""
         raise Unfit(f"no picture can be judged: {why}{missing}")
-    if all(queue.startswith(_OTHERS) for queue in queues):
+    if not _finishes(queues):
         return
     try:
-        signer_for(world)
-    except (ValueError, OSError) as error:
+        provenance.prove(signer_for(world))
+    except CannotSign as error:
         raise Unfit(f"C2PA_CERTIFICATE and C2PA_KEY cannot sign: {error}") from error
+
+
+def certificate_until(queues: Iterable[str], world: Context) -> datetime | None:
+    """Return when the certificate runs out that a worker of these queues signs with.
+
+    None where it signs nothing.
+    """
+    return signer_for(world).ends_at() if _finishes(queues) else None
+
+
+def _finishes(queues: Iterable[str]) -> bool:
+    return not all(queue.startswith(_OTHERS) for queue in queues)
 
 
 def safety_mode(queues: Iterable[str], world: Context) -> str:

@@ -70,6 +70,7 @@ def chores() -> list[Chore]:
         Chore("idempotency", 3600.0, forget_answers),
         Chore("canary", settings.CANARY_EVERY_SECONDS, watch.Canary().look),
         Chore("workers", settings.CANARY_EVERY_SECONDS, watch.look_at_workers),
+        Chore("certificates", 3600.0, watch.look_at_certificates),
         Chore("loops", settings.CANARY_EVERY_SECONDS, watch.Loops().look),
         Chore("stops", STOPS_EVERY_SECONDS, stops.Writer().look, apart=True),
         Chore(

@@ -779,6 +779,8 @@ class Worker(models.Model):
     #: How pictures are judged, as media and safety workers know it: classifier or
     #: prompt_only.
     safety = models.CharField(max_length=12, blank=True)
+    #: When what it signs files with runs out; null where it signs none.
+    certificate_until = models.DateTimeField(null=True)
 
     class Meta:
         ordering: ClassVar = ["name"]

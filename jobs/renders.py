@@ -157,12 +157,17 @@ def revoiced_plan(
     return dataclasses.replace(plan, frames=file["frames"], fps=round(file["fps"]))
 
 
-def finishes_in_place(request: JobRequest, route: Mapping[str, Any]) -> bool:
+def finishes_in_place(
+    request: JobRequest, route: Mapping[str, Any], *, is_timestamped: bool
+) -> bool:
     """Return whether the generating worker also finishes the file.
 
-    A GPU never encodes more than 720p; the CPU queues have nothing better to do.
+    A GPU never encodes more than 720p, nor waits for a time-stamp server; the CPU queues
+    have nothing better to do.
     """
-    return str(route["queue"]).startswith("cpu") or request.tier in ("480p", "720p")
+    if str(route["queue"]).startswith("cpu"):
+        return True
+    return request.tier in ("480p", "720p") and not is_timestamped
 
 
 def _aspect(ratio: str | None) -> float | None:

@@ -64,7 +64,8 @@ def generate(held: Held) -> None:
         frames = engine.frames(
             plan, on_progress=held.on_progress, should_stop=held.should_stop
         )
-        if renders.finishes_in_place(request, job.route):
+        is_timestamped = bool(world.options.get("timestamp_url"))
+        if renders.finishes_in_place(request, job.route, is_timestamped=is_timestamped):
             artifact = _finish(job, claim.fence, frames, plan.output, world, folder)
             # Asked after the frames: only then is it known how they were made.
             resolved = {**job.resolved, "fingerprint": dict(engine.fingerprint(plan))}

@@ -25,6 +25,7 @@ from redis.exceptions import RedisError
 
 from inference import registry
 from inference.errors import (
+    CannotSign,
     EngineBroken,
     EngineFailed,
     InputRejected,
@@ -160,8 +161,9 @@ def _do(held: Held) -> None:
     except RenderError as error:
         job_log.warning("step_failed", code=error.code, error=str(error))
         _failed(held, error)
-        if isinstance(error, EngineBroken):
-            # What this process holds on the device can no longer be trusted.
+        if isinstance(error, EngineBroken | CannotSign):
+            # What this process holds on the device can no longer be trusted; or it could
+            # finish nothing, and `_check_fitness` says so when it starts anew.
             os.kill(os.getpid(), signal.SIGTERM)
     except DatabaseError:
         # The lease runs out and somebody else does the step.

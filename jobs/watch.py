@@ -26,6 +26,8 @@ from jobs.states import TERMINAL
 log = structlog.get_logger()
 
 _BATCH = 1000
+#: How long before its end a certificate is reported.
+CERTIFICATE_DAYS = 30
 
 # Queues with work nobody holds; and whether anything of theirs is being worked on, or
 # was begun within the given seconds. Workers' rows tell which queues an attempt was of.
@@ -157,6 +159,25 @@ def look_at_workers() -> None:
     incidents.resolve_others("worker_dead", {worker.name for worker in dead})
     long_ago = Now() - timedelta(seconds=settings.FORGET_WORKER_SECONDS)
     Worker.objects.filter(seen_at__lt=long_ago).delete()
+
+
+def look_at_certificates() -> None:
+    """Report certificates that live workers sign with and that soon run out."""
+    alive = Now() - timedelta(seconds=settings.DEAD_WORKER_SECONDS)
+    soon = Now() + timedelta(days=CERTIFICATE_DAYS)
+    ending: dict[str, list[str]] = {}
+    for worker in Worker.objects.filter(seen_at__gte=alive, certificate_until__lt=soon):
+        until = f"{worker.certificate_until:%Y-%m-%d %H:%M} UTC"
+        ending.setdefault(until, []).append(worker.name)
+    for until, names in ending.items():
+        incidents.report(
+            "certificate",
+            until,
+            f"The certificate that {', '.join(names)} sign with runs out at {until}; "
+            "then they finish no video.",
+            detail={"workers": names},
+        )
+    incidents.resolve_others("certificate", ending)
 
 
 def look_at_holds() -> None:

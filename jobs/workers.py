@@ -32,6 +32,7 @@ def start(*, name: str, queues: list[str], heart: Heart) -> None:
             "seen_at": Now(),
             "doing": [],
             "safety": fitness.safety_mode(queues, context.get()),
+            "certificate_until": fitness.certificate_until(queues, context.get()),
         },
     )
     worker.refresh_from_db()

@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from inference.contracts import Artifact, Context, OutputPlan
-from inference.errors import EngineFailed
+from inference.errors import CannotSign, EngineFailed
 from inference.media import audio, provenance, upscale
 from inference.media.ambience import Ambience, scenes_in
 from inference.media.encode import Encoder
@@ -52,10 +52,14 @@ def signer_for(context: Context) -> provenance.Credential:
     """Return what files are signed with here.
 
     Options: ``certificate``, ``private_key``, ``timestamp_url``, ``signing_folder``.
+    Raises CannotSign when the files are no certificate and its key.
     """
     options = context.options
     home = Path(options.get("signing_folder") or context.workdir.parent / "signing")
-    return provenance.credential(options, home=home)
+    try:
+        return provenance.credential(options, home=home)
+    except (ValueError, OSError) as error:
+        raise CannotSign(str(error)) from error
 
 
 @functools.lru_cache(maxsize=4)

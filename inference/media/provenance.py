@@ -3,22 +3,28 @@
 A file says which model made it, under which job id, and whether a trained model or an
 algorithm did (IPTC digital source types). It is signed with the operator's certificate,
 or with a development one made on first start; then readers answer "Valid" and
-"untrusted signer". Nothing here reaches the network, whatever a file asks for.
+"untrusted signer". Nothing here reaches the network, whatever a file asks for, but to
+the operator's time-stamp server: without its answer a file is signed all the same.
 """
 
 from __future__ import annotations
 
 import datetime
 import fcntl
+import io
 import json
+import logging
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from inference.errors import EngineFailed
+from PIL import Image
+
+from inference.errors import CannotSign, EngineFailed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,6 +32,8 @@ if TYPE_CHECKING:
     from c2pa import Context
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.x509 import Certificate, Name
+
+log = logging.getLogger(__name__)
 
 _IPTC = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 TRAINED = _IPTC + "trainedAlgorithmicMedia"
@@ -36,6 +44,10 @@ JOB_ASSERTION = "org.zoetrope.job"
 _UNTRUSTED = "signingCredential.untrusted"
 _VALID_DAYS = 5 * 365
 _RENEW_DAYS = 30
+#: For so long a time-stamp server that failed is not asked again: one that hangs is
+#: given up after 30 s (c2pa-python 0.38, measured 2026-11-20), which not every clip must wait.
+_STAMP_REST_SECONDS = 300.0
+_stamps_rest: dict[str, float] = {}
 
 
 @dataclass(frozen=True)
@@ -51,7 +63,10 @@ class Credential:
     def load(
         cls, chain: Path, key: Path, *, timestamp_url: str | None = None
     ) -> Credential:
-        """Read the operator's files; raise ValueError when they cannot sign."""
+        """Read the operator's files; raise ValueError when they are not a pair.
+
+        Whether readers accept what they sign, `prove` says.
+        """
         from cryptography import x509
         from cryptography.hazmat.primitives import serialization
 
@@ -69,6 +84,13 @@ class Credential:
             timestamp_url=timestamp_url,
         )
 
+    def ends_at(self) -> datetime.datetime:
+        """Return when the first certificate of the chain runs out."""
+        from cryptography import x509
+
+        chain = x509.load_pem_x509_certificates(self.chain.encode())
+        return min(certificate.not_valid_after_utc for certificate in chain)
+
 
 @dataclass(frozen=True)
 class Provenance:
@@ -81,6 +103,7 @@ class Provenance:
     reference: str
     source_type: str
     signer: str
+    is_timestamped: bool = False
     problems: tuple[str, ...] = ()
 
     def summary(self) -> dict[str, Any]:
@@ -91,6 +114,7 @@ class Provenance:
             "trusted": self.trusted,
             "digital_source_type": self.source_type.rsplit("/", 1)[-1],
             "signer": self.signer,
+            "timestamped": self.is_timestamped,
         }
 
 
@@ -140,44 +164,106 @@ def sign(
 ) -> Provenance:
     """Write ``target``: ``source`` with a manifest. Return what reads back from it.
 
-    Raises EngineFailed when the result is not valid.
+    Raises EngineFailed when the result is not valid, and CannotSign when no file's
+    would be.
     """
     import c2pa
 
     manifest = _manifest(
         model=model, reference=reference, generated=generated, title=target.name
     )
+    try:
+        _seal_file(source, target, manifest, signer)
+    except c2pa.C2paError as error:
+        prove(signer)
+        raise EngineFailed(f"signing failed: {error}") from error
+    found = read_manifest(target)
+    if found is None or not found.valid or found.reference != reference:
+        prove(signer)
+        raise EngineFailed(f"the signed file does not verify: {found}")
+    return found
+
+
+def prove(signer: Credential) -> None:
+    """Sign a small picture; raise CannotSign, saying why, when it cannot be done.
+
+    No time stamp is asked for.
+    """
+    import c2pa
+
+    unsigned, signed = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (8, 8)).save(unsigned, "PNG")
+    unsigned.seek(0)
+    manifest = _manifest(model="", reference="", generated=False, title="proof")
+    try:
+        _seal(unsigned, signed, "image/png", manifest, _unstamped(signer))
+    except c2pa.C2paError as error:
+        raise CannotSign(str(error)) from error
+    signed.seek(0)
+    found = _read(signed, "image/png")
+    if found is None or not found.valid:
+        raise CannotSign(f"what it signs does not verify: {found}")
+
+
+def _seal_file(
+    source: Path, target: Path, manifest: dict[str, Any], signer: Credential
+) -> None:
+    """Sign with a time stamp where one is to be had, else without."""
+    import c2pa
+
+    def seal(credential: Credential) -> None:
+        with source.open("rb") as unsigned, target.open("w+b") as signed:
+            _seal(unsigned, signed, "video/mp4", manifest, credential)
+
+    url = signer.timestamp_url
+    if url is None or time.monotonic() < _stamps_rest.get(url, 0.0):
+        seal(_unstamped(signer))
+        return
+    try:
+        seal(signer)
+    except c2pa.C2paError as error:
+        seal(_unstamped(signer))  # raises as well where the stamp is not to blame
+        _stamps_rest[url] = time.monotonic() + _STAMP_REST_SECONDS
+        log.warning("signed without a time stamp: %s", error)
+
+
+def _unstamped(signer: Credential) -> Credential:
+    return replace(signer, timestamp_url=None)
+
+
+def _seal(
+    unsigned: BinaryIO,
+    signed: BinaryIO,
+    kind: str,
+    manifest: dict[str, Any],
+    signer: Credential,
+) -> None:
+    import c2pa
+
     info = c2pa.C2paSignerInfo(
         signer.algorithm,
         signer.chain.encode(),
         signer.key.encode(),
         signer.timestamp_url,
     )
-    try:
-        with (
-            c2pa.Signer.from_info(info) as pen,
-            c2pa.Builder.from_json(manifest, _closed_context()) as builder,
-            source.open("rb") as unsigned,
-            target.open("w+b") as signed,
-        ):
-            builder.sign(pen, "video/mp4", unsigned, signed)
-    except c2pa.C2paError as error:
-        raise EngineFailed(f"signing failed: {error}") from error
-    found = read_manifest(target)
-    if found is None or not found.valid or found.reference != reference:
-        raise EngineFailed(f"the signed file does not verify: {found}")
-    return found
+    with (
+        c2pa.Signer.from_info(info) as pen,
+        c2pa.Builder.from_json(manifest, _closed_context()) as builder,
+    ):
+        builder.sign(pen, kind, unsigned, signed)
 
 
 def read_manifest(path: Path) -> Provenance | None:
     """Return what the file's own manifest says, checked against its bytes; or None."""
+    with path.open("rb") as file:
+        return _read(file, "video/mp4")
+
+
+def _read(file: BinaryIO, kind: str) -> Provenance | None:
     import c2pa
 
     try:
-        with (
-            path.open("rb") as file,
-            c2pa.Reader("video/mp4", file, context=_closed_context()) as reader,
-        ):
+        with c2pa.Reader(kind, file, context=_closed_context()) as reader:
             report = json.loads(reader.json())
     except c2pa.C2paError as error:
         if "ManifestNotFound" in f"{type(error).__name__}{error}":
@@ -209,6 +295,7 @@ def _provenance(report: Mapping[str, Any]) -> Provenance:
         if status["code"] != _UNTRUSTED
     )
     state = report.get("validation_state", "Invalid")
+    signature = manifest.get("signature_info", {})
     generator = (manifest.get("claim_generator_info") or [{}])[0]
     return Provenance(
         valid=state in ("Valid", "Trusted") and not problems,
@@ -217,7 +304,8 @@ def _provenance(report: Mapping[str, Any]) -> Provenance:
         model=job.get("model", ""),
         reference=job.get("reference", ""),
         source_type=created.get("digitalSourceType", ""),
-        signer=manifest.get("signature_info", {}).get("issuer", ""),
+        signer=signature.get("issuer", ""),
+        is_timestamped="time" in signature,
         problems=problems,
     )
 

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import http.server
 import stat
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import av
 import pytest
@@ -138,3 +141,40 @@ def test_a_key_that_does_not_fit_its_certificate_is_refused_at_start(tmp_path, s
         provenance.Credential.load(tmp_path / "chain.pem", tmp_path / "key.pem")
     with pytest.raises(ValueError, match="both"):
         provenance.credential({"certificate": "x"}, home=tmp_path)
+
+
+class StampServer:
+    """Counts its callers and answers none of them well."""
+
+    def __init__(self):
+        outer, self.calls = self, 0
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self):
+                outer.calls += 1
+                self.send_error(503)
+
+            def log_message(self, *_):
+                pass
+
+        self._server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}/"
+
+    def stop(self):
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def test_a_time_stamp_server_that_is_away_holds_up_no_file(clip, signer, caplog):
+    server = StampServer()
+    try:
+        stamped = replace(signer, timestamp_url=server.url)
+        for _ in range(3):
+            _, told = _sign(clip, stamped)
+            assert told.valid
+            assert told.summary()["timestamped"] is False
+    finally:
+        server.stop()
+    assert server.calls == 1  # then it is left alone for a while
+    assert "without a time stamp" in caplog.text
