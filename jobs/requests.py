@@ -210,7 +210,7 @@ class JobRequest:
         """
         given = {name: value for name, value in options.items() if value is not None}
         fps = _rate(model, fps)
-        tier = _tier(model, tier)
+        tier = _tier(model, tier, given.get("size"))
         request = cls(
             model=model.name,
             image=image,
@@ -282,16 +282,28 @@ def _length(
     return frames
 
 
-def _tier(model: PublicModel, tier: str | None) -> str:
-    if tier is None:
-        return model.tier_default
+def _tier(model: PublicModel, tier: str | None, size: Size | None) -> str:
+    """Return the tier that is priced: the one asked for, or the lowest that holds size."""
     offered = (*model.tiers, *model.upscaled_tiers)
-    if tier not in offered:
-        raise InvalidRequest(
-            "resolution",
-            f"Model '{model.name}' offers {', '.join(offered)}.",
-        )
-    return tier
+    if tier is not None:
+        if tier not in offered:
+            raise InvalidRequest(
+                "resolution",
+                f"Model '{model.name}' offers {', '.join(offered)}.",
+            )
+        return tier
+    if size is None:
+        return model.tier_default
+    holds = (one for one in offered if size.pixels <= _pixels_max(model, one))
+    return next(holds, offered[-1])
+
+
+def _pixels_max(model: PublicModel, tier: str) -> int:
+    """Return the largest area of an exact size at the price of ``tier``.
+
+    A third more than its 16:9 area, so that a shape as wide as 21:9 keeps its short side.
+    """
+    return model.size_for(16 / 9, tier).pixels * 4 // 3
 
 
 def _sound(model: PublicModel, audio: Sound | None) -> Sound:
@@ -334,7 +346,7 @@ def _check(model: PublicModel, request: JobRequest, given: Mapping[str, Any]) ->
     _within("priority", request.priority, -10, 10)
     _within("retention_seconds", request.retention_seconds, 60, 365 * 86400)
     if request.size is not None:
-        _check_size(model, request.size)
+        _check_size(model, request.size, request.tier)
     if request.image.size is not None:
         check_shape(model, request, request.image.size)
 
@@ -355,16 +367,16 @@ def check_shape(
         )
 
 
-def _check_size(model: PublicModel, size: Size) -> None:
+def _check_size(model: PublicModel, size: Size, tier: str) -> None:
     if size.width % 2 or size.height % 2:
         raise InvalidRequest("size", "Both sides must be even.")
-    # A third more than the largest tier's area: OpenAI's 1024x1792 is a 1080p size.
-    largest = model.size_for(16 / 9, model.tiers[-1]).pixels * 4 // 3
+    largest = _pixels_max(model, tier)
     sides = (size.width, size.height)
     if min(sides) < 64 or max(sides) > SIDE_MAX or size.pixels > largest:
         raise InvalidRequest(
             "size",
-            f"Each side must be 64 to {SIDE_MAX} and the area at most {largest} pixels.",
+            f"Each side must be 64 to {SIDE_MAX}, and the area at a resolution of "
+            f"{tier} at most {largest} pixels.",
         )
 
 

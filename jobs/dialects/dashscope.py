@@ -260,7 +260,7 @@ def create(wire: WireRequest, models: ModelLookup) -> Create:
                 model,
                 image=image,
                 last_image=media.get("last_frame") or LAST_FRAME.find(body),
-                tier=_tier(body, model, size),
+                tier=_tier(body, size),
                 seconds=_seconds(body, model),
                 size=size,
                 aspect_ratio=RATIO.find(body),
@@ -330,15 +330,10 @@ def _size(body: Mapping[str, Any]) -> Size | None:
     return Size(int(match[1]), int(match[2]))
 
 
-def _tier(body: Mapping[str, Any], model: PublicModel, size: Size | None) -> str | None:
+def _tier(body: Mapping[str, Any], size: Size | None) -> str | None:
     """Return the tier asked for; an exact size decides it, so that it decides the price."""
     resolution = RESOLUTION.find(body)
-    if size is None:
-        return resolution.lower() if resolution else None
-    for tier in model.tiers:
-        if size.pixels <= model.size_for(16 / 9, tier).pixels:
-            return tier
-    return model.tiers[-1]
+    return resolution.lower() if resolution and size is None else None
 
 
 def _sound(body: Mapping[str, Any], media: Mapping[str, Any]) -> Sound | None:

@@ -157,7 +157,9 @@ _STRUCTURED = (
           required=True, meaning="The still to start from.", canonical="image"),
     Field("last_image", "string or file", "as image", meaning="The still to end on.",
           canonical="last_image"),
-    Field("size", "string", "WIDTHxHEIGHT, even", meaning="Exact size; crops to fill.",
+    Field("size", "string", "WIDTHxHEIGHT, even",
+          meaning="Exact size; crops to fill. Where you give no resolution, its area "
+          "decides it, and so the price.",
           canonical="size", schema={"pattern": "^[0-9]{1,5}[xX][0-9]{1,5}$"}),
     Field("loras", "array", "{path, scale, path_low, scale_low}",
           meaning="Adapters, where the model takes them.", canonical="loras",

@@ -169,7 +169,6 @@ def parse_create(wire: WireRequest, models: ModelLookup) -> Create:
             model,
             image=image,
             prompt=prompt,
-            tier=None if size is None else _tier(size, model),
             size=size,
             aspect_ratio=None if size else SHAPE_DEFAULT,
             seconds=seconds,
@@ -249,14 +248,6 @@ def _parsed(text: str) -> Size:
     if (match := _WXH.fullmatch(text.strip())) is None:
         raise InvalidRequest(SIZE.name, "Must be WIDTHxHEIGHT, such as 1280x720.")
     return Size(int(match[1]), int(match[2]))
-
-
-def _tier(size: Size, model: PublicModel) -> str:
-    """Return the lowest tier of the model that is as sharp as ``size``."""
-    short = min(size.width, size.height)
-    return next(
-        (tier for tier in model.tiers if SHORT_SIDE[tier] >= short), model.tiers[-1]
-    )
 
 
 def _usual_seconds(model: PublicModel) -> int | None:

@@ -13,6 +13,7 @@ from django.db import DataError
 from django.test import Client
 
 from billing.models import Account
+from inference.catalogue import MODELS
 from jobs.models import IdempotencyRecord, Job
 from tests.factories import make_account, make_key, png
 
@@ -165,6 +166,8 @@ def test_pictures_come_as_a_file_part(api: Api) -> None:
         ("size", {"image": PICTURE, "size": "16386x64"}),
         ("image", {"image": TALL, "resolution": "1080p"}),
         ("image", {"image": TALL, "resolution": "4k", "model": "wan2.2-i2v"}),
+        ("size", {"image": PICTURE, "size": "1920x1080", "resolution": "720p"}),
+        ("size", {"image": PICTURE, "size": "9998x9998"}),
     ],
 )
 def test_bad_input_is_refused_naming_the_field(
@@ -399,6 +402,36 @@ def test_without_credits_the_answer_says_what_is_missing(db: None) -> None:
     assert response.status_code == 402
     assert response.json()["required_credits"] == 3.0
     assert response.json()["available_credits"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "resolution", "credits"),
+    [
+        ("akool-i2v", "1280x720", "720p", 20),
+        ("akool-i2v", "1920x1080", "1080p", 25),
+        ("akool-i2v", "3840x2160", "4k", 30),
+        ("wan2.6-i2v", "1280x720", "720p", 50),
+        ("wan2.6-i2v", "1680x720", "720p", 50),  # 21:9 keeps its short side
+        ("wan2.6-i2v", "1024x1792", "1080p", 75),
+        ("wan2.1-i2v", "854x480", "480p", 20),
+        ("wan2.1-i2v", "1280x720", "720p", 40),
+        ("wan2.1-i2v", "1920x1080", "1080p", 45),  # 5 more for enlarging
+    ],
+)
+def test_an_exact_size_costs_what_its_resolution_costs(
+    alice: Account, model: str, size: str, resolution: str, credits: int
+) -> None:
+    """Whether or not it is named; a smaller one is not taken for it."""
+    api = Api(make_key(alice, mode="test"))
+    body = {"image": PICTURE, "model": model, "size": size}
+    assert api.post("/v1/quotes", body).json()["credits"] == credits
+    named = {**body, "resolution": resolution}
+    assert api.post("/v1/quotes", named).json()["credits"] == credits
+    offered = (*MODELS[model].tiers, *MODELS[model].upscaled_tiers)
+    for lower in offered[: offered.index(resolution)]:
+        refused = api.post("/v1/quotes", {**body, "resolution": lower})
+        assert refused.status_code == 422
+        assert refused.json()["errors"][0]["field"] == "size"
 
 
 def test_a_quote_is_what_the_job_then_costs(api: Api) -> None:
