@@ -18,7 +18,7 @@ from inference.catalogue import MODELS, Feature, PublicModel
 from inference.contracts import Lora
 from jobs.errors import Forbidden, InvalidRequest, UnsupportedOption
 from jobs.first_effects import FIRST_EFFECTS
-from jobs.models import Effect, EffectVersion
+from jobs.models import Effect, EffectVersion, Job
 from jobs.requests import SEED_MAX, JobRequest
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ OPTIONS: Final = (
     "shot_type",
     "quality",
 )
+#: Where a job keeps what its template has replaced in the request. Not shown.
+AS_ASKED: Final = "as_asked"
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,25 @@ def apply(request: JobRequest, *, plan: PlanTerms) -> Applied:
     if effect.for_models and request.model not in effect.for_models:
         raise UnsupportedOption("effect", request.model, effect.for_models)
     template = effect.current
+    filled = _filled(request, template)
     return Applied(
-        _filled(request, template),
+        filled,
         {
             "prompt": template.prompt,
             "effect_name": effect.name,
             "effect_version": template.version,
+            AS_ASKED: _replaced(request.stored(), filled.stored()),
         },
     )
+
+
+def as_asked(job: Job) -> JobRequest:
+    """Return the job's request as it was before a template was put into it."""
+    return JobRequest.load({**job.request, **job.resolved.get(AS_ASKED, {})})
+
+
+def _replaced(asked: Mapping[str, Any], filled: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: asked[name] for name in asked if asked[name] != filled[name]}
 
 
 def _filled(request: JobRequest, template: EffectVersion) -> JobRequest:

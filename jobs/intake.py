@@ -261,10 +261,11 @@ def submit_again(job: Job, *, public_id: str | None, actor: str) -> Job:
     """Accept an ended job's request once more, for an operator.
 
     It is a new job of the same account, held at today's price, that takes the old one's
-    prepared pictures; those of the job before, when it ended before it had its own.
-    Raises NotAcceptableNow when these are gone.
+    prepared pictures; those of the job before, when it ended before it had its own. An
+    effect is applied anew, as it is today. Raises NotAcceptableNow when the pictures are
+    gone.
     """
-    request = JobRequest.load(job.request)
+    request = effects.as_asked(job)
     if job.kind != "video":
         raise NotAcceptableNow("Only videos can be made again from here.")
     kept = next((one for one in (job, job.source) if one and _has_picture(one)), None)

@@ -525,6 +525,9 @@ def job_body(job: JobView) -> dict[str, Any]:
     }
 
 
+_NOT_SHOWN = ("seed", "prompt", "as_asked")
+
+
 def _parameters(job: JobView) -> dict[str, Any]:
     request = job.request
     audio: dict[str, str] = {"mode": request.audio.mode}
@@ -556,7 +559,7 @@ def _parameters(job: JobView) -> dict[str, Any]:
         "priority": request.priority,
         "retention_seconds": request.retention_seconds,
         # The prompt stays the customer's; what became of it is beside it.
-        **{k: v for k, v in job.resolved.items() if k not in ("seed", "prompt")},
+        **{k: v for k, v in job.resolved.items() if k not in _NOT_SHOWN},
     }
 
 

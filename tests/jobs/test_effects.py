@@ -15,10 +15,12 @@ from django.test import Client
 from billing.models import Account
 from billing.plans import terms_of
 from inference.catalogue import MODELS
+from inference.contracts import Lora
 from inference.media.animation import animate
-from jobs import context, effects, previews
+from jobs import context, effects, intake, lifecycle, previews, routing
 from jobs.errors import Forbidden, InvalidRequest, UnsupportedOption
-from jobs.models import Effect
+from jobs.models import Effect, Job, Worker
+from jobs.models import Lora as StoredLora
 from tests.factories import make_account, make_job, make_key, make_request
 from tests.jobs.finishing import PHOTO, download, facts, frames, site, work, world
 
@@ -83,6 +85,57 @@ def test_wan_gets_the_templates_parameters(alice: Account) -> None:
 def test_the_customers_seed_stays(alice: Account) -> None:
     asked = make_request("motion", effect="hero-push", seed=7)
     assert effects.apply(asked, plan=terms_of(alice.plan)).request.seed == 7
+
+
+def test_another_try_is_made_with_the_effect_of_today_alone(alice: Account) -> None:
+    """Nothing that an earlier version set passes for the customer's wish."""
+    Worker.objects.create(name="gpu@a", queues=["gpu.wan2.1"])
+    routing.forget()
+    for name in ("a", "b", "c", "mine"):
+        StoredLora.objects.create(name=name, key=name, sha256="0" * 64)
+    effect = own()
+    effects.publish(
+        effect,
+        prompt="old",
+        parameters={"*": {"seed": 101, "guidance_scale": 5.5}},
+        loras=[{"path": "a"}, {"path": "b"}],
+    )
+    wish: dict[str, Any] = {
+        "model": "wan2.1-i2v",
+        "effect": "glow",
+        "seed": None,
+        "prompt_expansion": True,
+        "negative_prompt": "rain",
+        "loras": (Lora("mine"),),
+    }
+    first = make_job(alice, **wish)
+    assert first.request["seed"] == 101
+    lifecycle.cancel(first, actor="alice")
+    effects.publish(
+        effect,
+        prompt="new",
+        parameters={"*": {"seed": 202}},
+        loras=[{"path": "a", "scale": 0.8}, {"path": "c"}],
+    )
+    Job.objects.filter(pk=first.pk).update(
+        inputs={"image": {"key": "k", "size": [9, 6]}}
+    )
+    first.refresh_from_db()
+    again = intake.submit_again(first, public_id=None, actor="olga")
+    fresh = make_job(alice, **wish)
+    for job in (again, fresh):
+        assert job.resolved["effect_version"] == 3
+        assert (job.request["seed"], job.request["guidance_scale"]) == (202, 5.0)
+        assert [(lora["path"], lora["scale"]) for lora in job.request["loras"]] == [
+            ("a", 0.8),
+            ("c", 1.0),
+            ("mine", 1.0),
+        ]
+    asked = effects.as_asked(again)
+    assert (asked.seed, asked.negative_prompt) == (None, "rain")
+    shown = Api(alice).get(f"/v1/jobs/{again.pk}").json()["parameters"]
+    assert "as_asked" not in shown
+    routing.forget()
 
 
 def test_every_first_effect_fits_every_model(alice: Account) -> None:
