@@ -34,6 +34,7 @@ from inference.errors import (
     RenderError,
     Unsupported,
 )
+from inference.media.audio import read_track
 from inference.media.probe import UnusableVideo, probe
 from inference.providers import base, results, transport
 from inference.providers.base import Evidence
@@ -494,9 +495,12 @@ def _fetch(
             http=http(),
             max_bytes=world.limits.video_bytes,
         )
-        # Every picture is decoded: here there is still another route, in finish none.
+        # All of it is decoded: here there is still another route, in finish none.
         facts = probe(target, depth="all")
-        missing = JobRequest.load(job.request).seconds - facts.seconds
+        request = JobRequest.load(job.request)
+        if facts.has_audio and request.audio.mode != "none":
+            read_track(target)
+        missing = request.seconds - facts.seconds
         if missing > SHORT_SECONDS:
             raise UnusableVideo(f"the clip is {missing:.2f} s too short")
         key = f"{folder_of(job)}/work/{claim.fence}-{secrets.token_hex(8)}.mp4"

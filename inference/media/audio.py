@@ -26,6 +26,7 @@ import numpy as np
 
 from inference.errors import EngineFailed, InputRejected
 from inference.media import audio_child
+from inference.media.probe import UnusableVideo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -333,7 +334,19 @@ def read_track(source: Path) -> Sound:
     """Return the sound of a clip, from its first picture's moment on.
 
     For what a provider or we ourselves made; a customer's file goes through `load`.
+    Raises UnusableVideo when it does not decode.
     """
+    import av
+
+    try:
+        return _read_track(source)
+    except (av.FFmpegError, IndexError, ValueError) as error:
+        raise UnusableVideo(
+            f"the sound of {source.name} is damaged: {error}"
+        ) from error
+
+
+def _read_track(source: Path) -> Sound:
     import av
 
     with av.open(str(source), "r", format="mp4") as box:

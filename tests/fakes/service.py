@@ -10,7 +10,8 @@ Places and kinds
             slow:SECONDS, drip; lost (does it, then hangs up), refuse (hangs up);
             error:NAME (any body of wire/<provider>/errors.json)
   end       never, fail, fail:NAME (a reason, where the vendor's format has one)
-  result    404, 403, html, empty, huge (3 GB), notvideo, truncated, damaged, slow, redirect
+  result    404, 403, html, empty, huge (3 GB), notvideo, truncated, damaged, damaged-sound,
+            slow, redirect
   callback  none, duplicate, early, forged, foreign
 """
 
@@ -436,6 +437,9 @@ class FakeService:
             return Reply(200, video[: len(video) // 2], content_type="video/mp4")
         if kind == "damaged":
             return Reply(200, videos.damaged(video), content_type="video/mp4")
+        if kind == "damaged-sound":
+            spoilt = videos.with_damaged_sound(video)
+            return Reply(200, spoilt, content_type="video/mp4")
         if kind == "slow":
             dripped = drip(video, every_seconds=0.2)
             return Reply(

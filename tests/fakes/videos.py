@@ -8,6 +8,7 @@ from __future__ import annotations
 import fractions
 import functools
 import io
+import random
 
 import av
 import numpy as np
@@ -36,6 +37,17 @@ def damaged(video: bytes) -> bytes:
     spoilt = bytearray(video)
     for start, size in places:
         spoilt[start : start + size] = bytes(size)
+    return bytes(spoilt)
+
+
+def with_damaged_sound(video: bytes) -> bytes:
+    """Return the clip with its pictures whole and noise for most of its sound."""
+    with av.open(io.BytesIO(video), "r") as container:
+        packets = [packet for packet in container.demux(audio=0) if packet.size]
+        places = [(int(packet.pos or 0), packet.size) for packet in packets]
+    spoilt, noise = bytearray(video), random.Random(0)
+    for start, size in places[len(places) // 3 :]:
+        spoilt[start : start + size] = noise.randbytes(size)
     return bytes(spoilt)
 
 

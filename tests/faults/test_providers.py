@@ -33,6 +33,7 @@ from jobs import (
 )
 from jobs.claims import Claim, Held
 from jobs.models import Attempt, Incident, Job, ProviderAccount, ProviderErrand
+from jobs.requests import Sound
 from tests.factories import make_account, make_key
 from tests.fakes import FakeService
 from tests.jobs import providers_world as world
@@ -836,13 +837,13 @@ def test_a_result_that_is_no_video_fails_the_job_and_costs_nothing(
     assert row.failures_in_row == 1
 
 
-@pytest.mark.parametrize("kind", ["404", "damaged"])
+@pytest.mark.parametrize("kind", ["404", "damaged", "damaged-sound"])
 def test_a_bad_result_is_made_by_the_next_route_at_the_same_price(kind, fakes, alice):
     bad, good = world.forget(fakes["dashscope"]), world.forget(fakes["novita"])
     for fake in (bad, good):
         world.enter(fake, settings={"usd_per_second": {"480p": 0.04}})
     bad.script("result", kind)
-    job = world.submitted(alice, "dashscope")
+    job = world.submitted(alice, "dashscope", audio=Sound("generate"))
     quoted, held = job.quoted_millicredits, world.held(alice)
     world.finish_there(bad)
     world.look()
@@ -873,6 +874,18 @@ def test_a_bad_result_is_made_by_the_next_route_at_the_same_price(kind, fakes, a
             assert line.provider_microdollars == dict(costs)[name]
             assert line.jobs == earns
             assert (line.revenue_microdollars > 0) is bool(earns)
+
+
+def test_sound_that_nobody_ordered_may_be_damaged(fakes, alice):
+    fake = world.forget(fakes["dashscope"])
+    world.enter(fake)
+    fake.script("result", "damaged-sound")
+    job = world.submitted(alice, "dashscope", audio=Sound("none"))
+    for there in fake.jobs.values():
+        there.sound = True
+    world.finish(fake)
+    assert again(job).status == "succeeded", job.error_detail
+    assert not job.output["has_audio"]
 
 
 @every_provider

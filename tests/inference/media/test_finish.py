@@ -20,6 +20,7 @@ from inference.media.audio import Sound
 from inference.media.probe import UnusableVideo, probe
 from inference.media.watermark import Watermark
 from inference.testing import local_context
+from tests.fakes.videos import with_damaged_sound
 from tests.inference.media.sounds import (
     RATE,
     clicks,
@@ -389,6 +390,17 @@ def test_a_providers_sound_goes_when_none_was_ordered(context, folder):
     artifact = finish.finish_file(source, PLAN, context, key="out/1", folder=folder)
     assert not artifact.has_audio
     assert artifact.notes["remuxed"] is True
+
+
+def test_a_providers_damaged_sound_is_unusable(context, folder):
+    sound = AudioPlan(mode="generate", prompt="rain", seed=1)
+    source = _providers_clip(context, folder, sound=sound)
+    source.write_bytes(with_damaged_sound(source.read_bytes()))
+    with pytest.raises(UnusableVideo, match="sound"):
+        audio.read_track(source)
+    plan = replace(PLAN, watermark=True, audio=sound)
+    with pytest.raises(UnusableVideo, match="sound"):
+        finish.finish_file(source, plan, context, key="out/1", folder=folder)
 
 
 def test_a_file_that_is_no_video_is_refused(context, folder):
