@@ -47,6 +47,9 @@ def terms_of(plan: Plan, *, is_trusted: bool = False) -> PlanTerms:
 def find_plan(code: str) -> Plan:
     plan = Plan.objects.filter(code=code).first()
     if plan is None:
-        known = ", ".join(Plan.objects.values_list("code", flat=True))
-        raise UnknownPlan(f"no plan {code!r}; there are: {known}")
+        raise UnknownPlan(f"no plan {code!r}; there are: {', '.join(plan_codes())}")
     return plan
+
+
+def plan_codes() -> list[str]:
+    return list(Plan.objects.values_list("code", flat=True))

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from types import NoneType
 from typing import TYPE_CHECKING, Any, Final
 
 from django.db import transaction
 
+from billing.plans import plan_codes
 from inference.catalogue import MODELS, Feature, PublicModel
 from inference.contracts import Lora
+from jobs import ours
 from jobs.errors import Forbidden, InvalidRequest, UnsupportedOption
 from jobs.first_effects import FIRST_EFFECTS
 from jobs.models import Effect, EffectVersion, Job
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from billing.plans import PlanTerms
 
 EVERY_MODEL: Final = "*"
+#: How strongly a template may apply a LoRA; customers' requests have the same bound.
+SCALE_MAX: Final = 4.0
 #: What a template may set besides its words; a model without the option ignores it.
 OPTIONS: Final = (
     "seed",
@@ -198,8 +201,10 @@ def _problem_with(option: str, value: Any, models: Sequence[PublicModel]) -> str
     if option in choices:
         wanted = choices[option]
         return "" if value in wanted else f"{option} must be {' or '.join(wanted)}."
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not _is_number(value):
         return f"{option} must be a number."
+    if option == "steps" and not isinstance(value, int):
+        return "steps must be a whole number."
     if option == "seed":
         good = isinstance(value, int) and 0 <= value <= SEED_MAX
         return "" if good else f"seed must be 0 to {SEED_MAX}."
@@ -218,15 +223,43 @@ def _problem_with(option: str, value: Any, models: Sequence[PublicModel]) -> str
 def _problem_with_loras(loras: object) -> str:
     if not isinstance(loras, list):
         return "LoRAs must be a list."
-    wanted = "Each LoRA is {path, scale, path_low, scale_low}."
+    most = min(model.loras_max for model in MODELS.values() if model.loras_max)
+    if len(loras) > most:
+        return f"At most {most} LoRAs, as many as a model takes."
+    names = set()
     for lora in loras:
         try:
             made = Lora(**lora)
         except TypeError:
-            return wanted
-        if type(made.path) is not str or type(made.path_low) not in (str, NoneType):
-            return f"{wanted} The paths are texts."
-        scales = (made.scale, 0 if made.scale_low is None else made.scale_low)
-        if not all(type(scale) in (int, float) for scale in scales):
-            return f"{wanted} The scales are numbers."
+            return "Each LoRA is {path, scale, path_low, scale_low}."
+        paths = [made.path] if made.path_low is None else [made.path, made.path_low]
+        if not all(isinstance(path, str) and path for path in paths):
+            return "The path of a LoRA must be its name or address."
+        for scale in (made.scale, made.scale_low):
+            if not (scale is None or (_is_number(scale) and abs(scale) <= SCALE_MAX)):
+                return f"The scale of a LoRA must be -{SCALE_MAX:g} to {SCALE_MAX:g}."
+        names.update(paths)
+    unknown = ours.unknown_loras(names)
+    return f"There is no LoRA {', '.join(unknown)} here." if unknown else ""
+
+
+def problem_with_reach(prompt: str, plans: object, for_models: object) -> str:
+    """Say why a template's words cannot reach whom it is for, or answer ""."""
+    known = {
+        "Plans": (plans, set(plan_codes())),
+        "Models": (for_models, set(MODELS)),
+    }
+    for what, (given, names) in known.items():
+        if not isinstance(given, list) or not all(isinstance(n, str) for n in given):
+            return f"{what} must be a list of names; [] means every one."
+        if wrong := [name for name in given if name not in names]:
+            return f"{what}: {', '.join(wrong)} is none of {', '.join(sorted(names))}."
+    assert isinstance(for_models, list)
+    longest = min(MODELS[name].prompt_max for name in for_models or MODELS)
+    if len(prompt) > longest:
+        return f"The prompt has {len(prompt)} characters; its models take {longest}."
     return ""
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -7,7 +7,7 @@ SHA-256, when a worker fetches them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,10 +46,18 @@ def check(request: JobRequest, *, runner: str, profile: str) -> None:
     }
     if not names:
         return
+    for name in unknown_loras(names):
+        raise Unsupported(f"LoRA '{name}' is not known here.", field="loras")
+
+
+def unknown_loras(names: Collection[str]) -> list[str]:
+    """Return those of ``names`` that are no enabled LoRA and no allowed address."""
     known = set(_enabled().filter(pk__in=names).values_list("pk", flat=True))
-    for name in sorted(names):
-        if not lora_files.permitted(name, aliases=known, sources=settings.LORA_SOURCES):
-            raise Unsupported(f"LoRA '{name}' is not known here.", field="loras")
+    return [
+        name
+        for name in sorted(names)
+        if not lora_files.permitted(name, aliases=known, sources=settings.LORA_SOURCES)
+    ]
 
 
 def register(name: str, file: Path, storage: Storage) -> Lora:

@@ -321,6 +321,8 @@ class EffectForm(ReasonedModelForm):
         cleaned: dict[str, Any] = super().clean() or {}
         problem = effects.problem_with(
             cleaned.get("parameters") or {}, cleaned.get("loras") or []
+        ) or effects.problem_with_reach(
+            cleaned.get("prompt", ""), cleaned.get("plans"), cleaned.get("for_models")
         )
         if problem:
             raise ValidationError(problem)

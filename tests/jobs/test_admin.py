@@ -791,6 +791,15 @@ def test_an_effects_new_words_are_a_new_version(olga: Client) -> None:
     assert "nicer" in written_down(effect)
     wrong = olga.post(url, {**form, "parameters": '{"no-such-model": {}}'})
     assert "There is no model" in wrong.content.decode()
+    for name, value in (
+        ("plans", '["gold"]'),
+        ("for_models", '"motion"'),
+        ("plans", ""),
+    ):
+        wrong = olga.post(url, {**form, name: value})
+        assert wrong.status_code == 200
+        assert f"{name.removeprefix('for_').title()}" in wrong.content.decode()
+    assert effect.versions.count() == first.version + 1
 
 
 def test_files_are_not_deleted_while_the_storage_is_away(

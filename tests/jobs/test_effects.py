@@ -156,12 +156,59 @@ def test_every_first_effect_fits_every_model(alice: Account) -> None:
         ({"*": {"seed": -1}}, "seed"),
         ({"*": {"steps": True}}, "number"),
         ({"motion": {"shot_type": "many"}}, "shot_type"),
+        ({"wan2.1-i2v": {"steps": 20.5}}, "whole number"),
     ],
 )
 def test_a_template_with_wrong_parameters_is_refused(
     parameters: Any, says: str
 ) -> None:
     assert says in effects.problem_with(parameters, [])
+
+
+@pytest.mark.parametrize(
+    ("loras", "says"),
+    [
+        ("glow", "a list"),
+        ([{"name": "glow"}], "Each LoRA"),
+        ([{"path": 5}], "name or address"),
+        ([{"path": ""}], "name or address"),
+        ([{"path": "glow", "path_low": 5}], "name or address"),
+        ([{"path": "glow", "scale": 1e9}], "-4 to 4"),
+        ([{"path": "glow", "scale": "huge"}], "-4 to 4"),
+        ([{"path": "glow", "scale_low": float("nan")}], "-4 to 4"),
+        ([{"path": "glow"}, {"path": "no-such"}], "no LoRA no-such here"),
+        ([{"path": "glow"}] * 4, "At most 3"),
+        ([{"path": "glow", "scale": 0.8}], ""),
+    ],
+)
+def test_a_template_brings_only_loras_that_a_job_can_be_made_with(
+    loras: Any, says: str
+) -> None:
+    StoredLora.objects.create(name="glow", key="k", sha256="0" * 64)
+    found = effects.problem_with({}, loras)
+    assert says in found
+    assert bool(says) is bool(found)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "plans", "for_models", "says"),
+    [
+        ("glow", "pro", [], "Plans must be a list"),
+        ("glow", None, [], "Plans must be a list"),
+        ("glow", ["gold"], [], "Plans: gold is none of"),
+        ("glow", [], "motion", "Models must be a list"),
+        ("glow", [], ["montion"], "Models: montion is none of"),
+        ("x" * 801, [], [], "801 characters"),
+        ("x" * 801, [], ["motion"], ""),
+        ("glow", ["pro"], ["motion"], ""),
+    ],
+)
+def test_a_template_reaches_whom_it_is_for(
+    prompt: str, plans: Any, for_models: Any, says: str
+) -> None:
+    found = effects.problem_with_reach(prompt, plans, for_models)
+    assert says in found
+    assert bool(says) is bool(found)
 
 
 def test_an_unknown_effect_is_refused_naming_the_field(alice: Account) -> None:
