@@ -114,10 +114,15 @@ def enforce(verdict: Verdict, policy: SafetyPolicy) -> dict[str, Any]:
 # -- prompt rules --------------------------------------------------------------------
 
 _SEXUAL = re.compile(
-    r"\b(?:nudes?|nudity|naked(?![ -]eye)|nsfw|porn\w*|hentai|xxx|topless|bottomless|undress\w*"
-    r"|unclothed|strip(?:s|ping|tease)\b|lewd|erotic\w*|orgasm\w*|masturbat\w*|blow ?job"
+    r"\b(?:nudes?|nudity|naked(?![ -](?:eye|mole))|nsfw|porn\w*|hentai|xxx|bottomless"
+    r"|topless(?! (?:convertible|car|cab|roadster|jeep|bus|boat))|undress\w*|unclothed"
+    r"|strip(?:s|ping)?[ -]?tease\w*|strip(?:s|ping)? (?:naked|nude|bare|for (?:me|us"
+    r"|him|her|the camera)|(?:off|out of|down to) (?:her|his|their))"
+    r"|(?:he|she|man|woman|boy|girl)(?: is)? strip(?:s|ping)(?= *(?:$|[.,;!]|slowly|on ))"
+    r"|lewd|erotic\w*|orgasm\w*|masturbat\w*|blow ?job"
     r"|genital\w*|penis\w*|vagina\w*|nipples?|cum ?shot|fellatio|cunnilingus"
-    r"|(?:having|have|has) sex|sex (?:act|scene|tape)s?|sexual (?:act|intercourse)\w*"
+    r"|(?:having|have|has|explicit|hardcore) sex|sex (?:act|scene|tape)s?"
+    r"|sexual (?:act|intercourse)\w*"
     r"|without (?:any )?clothes|no clothes|(?:take|takes|taking) off (?:her|his|their)"
     r" (?:clothes|dress|shirt|bra|underwear|top))\b"
     r"|裸体|裸照|全裸|色情|脱衣|脱光|性爱|性交"
@@ -154,11 +159,27 @@ _RULES = {
     "self_harm": _SELF_HARM,
 }
 _LEET = str.maketrans("013457@$!", "oleastasi")
-_SPACED = re.compile(r"\b(?:\w[ .\-_*]){3,}\w\b")
+#: Letters of other scripts that are read as Latin ones, by their Unicode names.
+_READ_AS = {
+    "CYRILLIC": "A:a VE:b IE:e PE:n KA:k EM:m EN:h O:o ER:p ES:c TE:t U:y HA:x DZE:s I:u "
+    "BYELORUSSIAN-UKRAINIAN_I:i JE:j SHHA:h KOMI_DE:d PALOCHKA:l QA:q WE:w STRAIGHT_U:y",
+    "GREEK": "ALPHA:a BETA:b GAMMA:y EPSILON:e ETA:n IOTA:i KAPPA:k NU:v OMICRON:o "
+    "RHO:p TAU:t UPSILON:u CHI:x OMEGA:w",
+}
+_LOOK_ALIKES = {
+    ord(unicodedata.lookup(f"{script} SMALL LETTER {name.replace('_', ' ')}")): latin
+    for script, letters in _READ_AS.items()
+    for name, _, latin in (letter.partition(":") for letter in letters.split())
+}
+#: Four letters or more with signs between them; an "a" before them is a word.
+_SPACED = re.compile(r"(?<![^\W_])(?!a\s)(?:[^\W_][\s._*/|\-]+){3,}[^\W_](?![^\W_])")
+_JOINT = re.compile(r"(?<=[^\W_])[_/|*.]+(?=[^\W_])")
 
 
 def judge_prompt(text: str) -> Verdict:
-    """Judge what a customer wrote; hidden marks, look-alikes and s p a c i n g count.
+    """Judge what a customer wrote.
+
+    Hidden marks, look-alikes, s p a c i n g and words_joined/by|signs count.
 
     >>> judge_prompt("A cat naps in Essex, cocktail in hand").flagged
     False
@@ -166,7 +187,8 @@ def judge_prompt(text: str) -> Verdict:
     ('sexual',)
     """
     plain = _plain(text)
-    readings = (plain, plain.translate(_LEET))
+    apart = _JOINT.sub(" ", plain)
+    readings = {plain, apart, plain.translate(_LEET), apart.translate(_LEET)}
     reasons = tuple(
         code
         for code, rule in _RULES.items()
@@ -187,7 +209,6 @@ def _plain(text: str) -> str:
         if unicodedata.category(character) not in {"Mn", "Cf", "Cc"}
         or character in "\n\t"
     )
-    joined = _SPACED.sub(
-        lambda match: re.sub(r"[ .\-_*]", "", match[0]), kept.casefold()
-    )
+    latin = kept.casefold().translate(_LOOK_ALIKES)
+    joined = _SPACED.sub(lambda match: re.sub(r"[\W_]", "", match[0]), latin)
     return re.sub(r"\s+", " ", joined)

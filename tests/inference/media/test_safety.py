@@ -38,6 +38,19 @@ class FakeClassifier:
         ("n\u200bude portrait", "sexual"),
         ("\uff4e\uff55\uff44\uff45", "sexual"),
         ("nüde", "sexual"),
+        ("nude_woman", "sexual"),
+        ("a woman/naked", "sexual"),
+        ("nud\N{CYRILLIC SMALL LETTER IE}", "sexual"),
+        ("\N{CYRILLIC CAPITAL LETTER ER}ORN", "sexual"),
+        ("n\N{GREEK SMALL LETTER UPSILON}de", "sexual"),
+        ("n  u  d  e", "sexual"),
+        ("n/u/d/e", "sexual"),
+        ("a n u d e woman", "sexual"),
+        ("n _ u _ d _ e", "sexual"),
+        ("explicit sex", "sexual"),
+        ("she strips off her dress", "sexual"),
+        ("a woman strips slowly", "sexual"),
+        ("a striptease on stage", "sexual"),
         ("p0rn", "sexual"),
         ("she takes off her clothes", "sexual"),
         ("裸体的女人", "sexual"),
@@ -71,6 +84,12 @@ def test_prompts_against_the_rules_are_flagged_with_a_reason(prompt, reason):
         "<script>alert(1)</script> & [b]bold[/b]",
         "Pants, pansies, class, assassin, grape, raped seed",
         "A 1 0 0 year old oak",
+        "A girl strips the paint off an old door",
+        "Comic strips for boys and girls, bacon strips",
+        "A naked mole rat and a boy",
+        "The topless convertible passes two girls",
+        "\u041a\u043e\u0442 \u043d\u0430 \u0434\u0438\u0432\u0430\u043d\u0435",
+        "A/B test, 1920.1080, and/or, a.m. to p.m., e.g. the U.S.A.",
     ],
 )
 def test_everyday_prompts_pass(prompt):
@@ -79,6 +98,8 @@ def test_everyday_prompts_pass(prompt):
 
 @pytest.mark.parametrize("policy", ["block", "flag", "off"])
 def test_no_policy_allows_sexual_content_with_minors(policy):
+    for prompt in ("a nude 15 year old girl", "teen_girl naked", "naked, 15 y/o"):
+        assert judge_prompt(prompt).never
     verdict = judge_prompt("a nude 15 year old girl")
     with pytest.raises(ContentBlocked):
         enforce(verdict, policy)
