@@ -124,8 +124,13 @@ def sniff(head: bytes) -> str | None:
 
 
 def save_wav(sound: Sound, path: Path) -> None:
-    """Write 16-bit PCM: a sound made safe, to be kept."""
-    pcm = np.clip(np.round(sound.samples * 32767), -32768, 32767).astype("<i2")
+    """Write 16-bit PCM: a sound made safe, to be kept.
+
+    One whose peaks are over full scale (floats may be) is made quieter, not clipped; its
+    loudness is set later anyway.
+    """
+    peak = max(1.0, float(np.abs(sound.samples).max(initial=0.0)))
+    pcm = np.round(sound.samples * (32767 / peak)).astype("<i2")
     with wave.open(str(path), "wb") as out:
         out.setnchannels(2)
         out.setsampwidth(2)

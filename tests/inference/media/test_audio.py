@@ -109,6 +109,20 @@ def test_a_file_damaged_in_the_middle_is_refused(tmp_path):
     _refusal(path)
 
 
+def test_what_is_over_full_scale_is_kept_undistorted(tmp_path):
+    """As a float WAV out of an editor may be, or a hot mp3."""
+    hot = Sound(tone(4, level=4.0))
+    audio.save_wav(hot, tmp_path / "kept.wav")
+    kept = audio.load(tmp_path / "kept.wav", limits=Limits())
+    power = np.square(np.abs(np.fft.rfft(kept.samples[RATE : 2 * RATE, 0])))
+    tone_itself = power[435:446].sum()
+    assert (power.sum() - tone_itself) / tone_itself < 1e-6
+    quiet = Sound(tone(4, level=0.25))
+    audio.save_wav(quiet, tmp_path / "quiet.wav")
+    again = audio.load(tmp_path / "quiet.wav", limits=Limits())
+    assert np.abs(again.samples - quiet.samples).max() < 1e-4  # as loud as it was
+
+
 def test_silence_is_refused(tmp_path):
     path = write_sound(tmp_path / "in", tone(5, level=0.0), kind="mp3")
     assert "silent" in _refusal(path)
