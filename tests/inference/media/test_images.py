@@ -222,10 +222,11 @@ def test_more_than_25_megapixels_are_refused():
 
 @pytest.mark.parametrize("size", [(50_000, 50_000), (2**31 - 1, 2**31 - 1), (1, 10**9)])
 def test_a_pixel_bomb_is_refused_from_its_header(size):
-    started = time.perf_counter()
+    bomb = png(*size)
+    began = time.process_time()
     with pytest.raises(InputRejected):
-        read_header(png(*size), LIMITS)
-    assert time.perf_counter() - started < 0.05
+        read_header(bomb, LIMITS)
+    assert time.process_time() - began < 0.05
 
 
 # ----------------------------------------------------------------- the cleaning
