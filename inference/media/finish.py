@@ -298,7 +298,7 @@ def frames_of(source: Path, output: OutputPlan) -> Iterator[Frame]:
     """Yield exactly the planned frames of a clip made elsewhere, at the planned rate.
 
     Another rate is met by the nearest frame in time, another shape by cropping around
-    the centre; what is longer is cut. Raises UnusableVideo when it is too short.
+    the centre what players show; what is longer is cut. Raises UnusableVideo when it is too short.
     """
     facts = probe(source)
     aspect = output.width / output.height
@@ -306,7 +306,7 @@ def frames_of(source: Path, output: OutputPlan) -> Iterator[Frame]:
     wanted = 0
     frame: Frame | None = None
     for index, fresh in enumerate(read_frames(source)):
-        frame = _shaped(fresh, aspect)
+        frame = _shaped(_shown(fresh, facts), aspect)
         frame.setflags(write=False)
         # Show this frame for as long as it is the nearest to the next moment due.
         while wanted < output.frames and round(wanted * ratio) <= index:
@@ -319,6 +319,16 @@ def frames_of(source: Path, output: OutputPlan) -> Iterator[Frame]:
         raise UnusableVideo(f"the clip is {missing} frames short of {output.frames}")
     for _ in range(missing):
         yield frame
+
+
+def _shown(frame: Frame, facts: VideoFacts) -> Frame:
+    """Return the picture as a player shows it: upright, of square pixels."""
+    if facts.is_shown_as_stored:
+        return frame
+    height, width = frame.shape[:2]
+    wide = max(2, round(width * facts.pixel_aspect))
+    square = np.array(Image.fromarray(frame).resize((wide, height)))
+    return np.ascontiguousarray(np.rot90(square, round(facts.rotation / 90)))
 
 
 def _shaped(frame: Frame, aspect: float) -> Frame:
@@ -341,6 +351,7 @@ def _is_as_ordered(facts: VideoFacts, output: OutputPlan) -> bool:
         and (facts.codec, facts.pixel_format) == ("h264", "yuv420p")
         and facts.is_bt709
         and facts.is_limited_range
+        and facts.is_shown_as_stored
     )
 
 
@@ -485,6 +496,8 @@ def verify(
         raise EngineFailed(
             f"the file has {_measures(facts)}, ordered was {_ordered(output)}"
         )
+    if not facts.is_shown_as_stored:
+        raise EngineFailed(f"players would stretch or turn the picture: {facts}")
     if not (facts.is_bt709 and facts.is_limited_range and facts.is_faststart):
         raise EngineFailed(f"colour tags or index are not as they should be: {facts}")
     if abs(facts.seconds - output.seconds) > 0.5 / output.fps:

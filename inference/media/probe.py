@@ -38,6 +38,14 @@ class VideoFacts:
     has_audio: bool
     audio_seconds: float
     is_faststart: bool
+    #: A stored pixel's width over its height, and by how many degrees players turn the
+    #: picture, counter-clockwise.
+    pixel_aspect: float = 1.0
+    rotation: int = 0
+
+    @property
+    def is_shown_as_stored(self) -> bool:
+        return self.pixel_aspect == 1 and self.rotation == 0
 
 
 def probe(path: Path, *, depth: Depth = "packets") -> VideoFacts:
@@ -99,6 +107,8 @@ def _read(
         if sound is not None and sound.time_base
         else 0.0,
         is_faststart=_is_faststart(path),
+        pixel_aspect=float(stream.sample_aspect_ratio or 1),
+        rotation=first.rotation,
     )
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import struct
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -390,6 +392,50 @@ def test_a_providers_sound_goes_when_none_was_ordered(context, folder):
     artifact = finish.finish_file(source, PLAN, context, key="out/1", folder=folder)
     assert not artifact.has_audio
     assert artifact.notes["remuxed"] is True
+
+
+def _flagged(folder, *, size, pixel_aspect=Fraction(1), turned=False):
+    """Write a grey clip with a red stripe where players show the top of it."""
+    width, height = size
+    picture = np.full((height, width, 3), 90, np.uint8)
+    stripe = picture[:, :10] if turned else picture[:10]
+    stripe[:] = (200, 30, 30)
+    path = folder / "odd.mp4"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=16)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = pixel_aspect
+        for _ in range(33):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        out.mux(stream.encode(None))
+    if turned:  # a quarter clockwise, as phones write it into the track's header
+        data = bytearray(path.read_bytes())
+        at = data.index(b"tkhd") + 4 + 40
+        data[at : at + 36] = struct.pack(
+            ">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30
+        )
+        path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"size": (160, 96)},
+        {"size": (120, 96), "pixel_aspect": Fraction(4, 3)},
+        {"size": (160, 96), "pixel_aspect": Fraction(4, 3)},
+        {"size": (96, 160), "turned": True},
+    ],
+)
+def test_a_providers_clip_is_delivered_as_players_show_it(context, folder, odd):
+    source = _flagged(folder, **odd)
+    artifact = finish.finish_file(source, PLAN, context, key="out/1", folder=folder)
+    context.storage.get_file(artifact.key, folder / "mine.mp4")
+    facts = probe(folder / "mine.mp4")
+    assert (facts.width, facts.height, facts.is_shown_as_stored) == (160, 96, True)
+    seen = _pixels(folder / "mine.mp4")[16].astype(int)
+    assert np.abs(seen[4, ::20] - (200, 30, 30)).max() < 30  # colours untagged
+    assert np.abs(seen[14:, ::20] - 90).max() < 12
 
 
 def test_a_providers_damaged_sound_is_unusable(context, folder):
