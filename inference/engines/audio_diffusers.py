@@ -1,14 +1,16 @@
 """Sound from words by a diffusers text-to-audio pipeline in ``weights/audio``.
 
 Knows ACE-Step, Stable Audio and Stable Audio 3; the folder's ``model_index.json`` says
-which it is. Same prompt, length and seed on the same machine give the same sound.
+which it is. Same prompt, length and seed on the same machine give the same sound. A GPU
+holds it only while it makes one: the rest of the time it is its neighbours'.
 """
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,6 +19,7 @@ import av
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
+from safetensors import SafetensorError
 
 from inference.errors import EngineFailed, OutOfMemory, WeightsMissing
 from inference.media.audio import RATE, Sound
@@ -56,6 +59,13 @@ CALLS: Mapping[str, Callable[[str, float], Arguments]] = MappingProxyType(
 )
 
 
+#: What diffusers, transformers and safetensors say of a folder that is not whole.
+_UNUSABLE = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError),
+    *(ImportError, SafetensorError),
+)
+
+
 def is_available(weights: Path) -> bool:
     return (weights / FOLDER / "model_index.json").exists()
 
@@ -67,24 +77,23 @@ class DiffusersSound:
         index = folder / "model_index.json"
         if not index.exists():
             raise WeightsMissing(f"no text-to-audio pipeline: {index} is not there")
-        kind = json.loads(index.read_text())["_class_name"]
-        if kind not in CALLS:
-            raise WeightsMissing(f"{folder} holds a {kind}; known are {sorted(CALLS)}")
-        self.name = kind.removesuffix("Pipeline")
-        self._arguments = CALLS[kind]
         self._steps = steps
         self._lock = threading.Lock()
-        gpu = torch.cuda.is_available()
+        self._on_gpu = torch.cuda.is_available()
         try:
-            pipeline = DiffusionPipeline.from_pretrained(
+            kind = str(json.loads(index.read_text())["_class_name"])
+            if kind not in CALLS:
+                raise ValueError(f"it holds a {kind}; known are {sorted(CALLS)}")
+            self._pipeline = DiffusionPipeline.from_pretrained(
                 folder,
                 local_files_only=True,
-                dtype=torch.bfloat16 if gpu else torch.float32,
+                dtype=torch.bfloat16 if self._on_gpu else torch.float32,
             )
-        except (OSError, ValueError) as error:
+        except _UNUSABLE as error:
             raise WeightsMissing(f"{folder}: {error}") from error
-        pipeline.set_progress_bar_config(disable=True)
-        self._pipeline = pipeline.to("cuda") if gpu else pipeline
+        self._pipeline.set_progress_bar_config(disable=True)
+        self.name = kind.removesuffix("Pipeline")
+        self._arguments = CALLS[kind]
 
     def sound(self, prompt: str, *, seconds: float, seed: int) -> Sound:
         arguments = dict(self._arguments(prompt or "calm ambience", seconds))
@@ -95,15 +104,27 @@ class DiffusersSound:
         # Drawn on the CPU, so that the same seed gives the same noise on every GPU.
         generator = torch.Generator("cpu").manual_seed(seed)
         try:
-            with self._lock, torch.inference_mode():
-                made = self._pipeline(**arguments, generator=generator).audios[0]
+            with self._lock, self._on_its_device(), torch.inference_mode():
+                made = self._pipeline(**arguments, generator=generator).audios[0].cpu()
         except torch.cuda.OutOfMemoryError as error:
             raise OutOfMemory(f"text-to-audio: {error}") from error
-        waves = np.asarray(made.float().cpu(), np.float32)
+        waves = np.asarray(made.float(), np.float32)
         waves = waves.reshape(-1, waves.shape[-1])
         if not np.isfinite(waves).all() or not waves.any():
             raise EngineFailed(f"{self.name} made no usable sound")
         return _stereo_48k(waves, rate=self._rate())
+
+    @contextmanager
+    def _on_its_device(self) -> Iterator[None]:
+        if not self._on_gpu:
+            yield
+            return
+        try:
+            self._pipeline.to("cuda")
+            yield
+        finally:
+            self._pipeline.to("cpu")
+            torch.cuda.empty_cache()
 
     def _rate(self) -> int:
         own = getattr(self._pipeline, "sample_rate", None)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import logging
 import queue
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from inference.contracts import Artifact, Context, OutputPlan
-from inference.errors import CannotSign, EngineFailed
+from inference.errors import CannotSign, EngineFailed, OutOfMemory, WeightsMissing
 from inference.media import audio, provenance, upscale
 from inference.media.ambience import Ambience, scenes_in
 from inference.media.encode import Encoder
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from inference.contracts import Frame
     from inference.media.audio import Sound, SoundEngine
     from inference.storage import Storage
+
+log = logging.getLogger(__name__)
 
 QUEUED_FRAMES: Final = 3  # between engine and encoder; 1080p frames are 6 MB each
 #: How much shorter than ordered somebody else's clip may be; its last frame then holds.
@@ -70,7 +73,11 @@ def _sound_engine(weights: Path) -> SoundEngine:
     if importlib.util.find_spec("diffusers") is None:
         return Ambience()  # a media worker beside GPU workers shares their folder
     module, _, name = TEXT_TO_AUDIO.partition(":")
-    made: SoundEngine = getattr(importlib.import_module(module), name)(folder)
+    try:
+        made: SoundEngine = getattr(importlib.import_module(module), name)(folder)
+    except WeightsMissing as missing:
+        log.warning("sound is the built-in one here: %s", missing)
+        return Ambience()
     return made
 
 
@@ -96,11 +103,16 @@ def finish(
     Raises what the frames raise, EngineFailed when they are not as planned,
     and InputRejected for an unusable sound file; then nothing is kept.
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="sound") as pool:
-        # Made while the frames are: x264 leaves room on a second core.
-        sound = pool.submit(_sound, output, context, folder)
+    if _sounds_by_network(output, context):
+        # After the last frame: an engine plans with the whole card.
         made = _encode(frames, output, context, folder)
-        track, told = sound.result()
+        track, told = _sound(output, context, folder)
+    else:
+        with ThreadPoolExecutor(1, thread_name_prefix="sound") as pool:
+            # Made while the frames are: x264 leaves room on a second core.
+            sound = pool.submit(_sound, output, context, folder)
+            made = _encode(frames, output, context, folder)
+            track, told = sound.result()
     return _deliver(
         # A silent file stays as the encoder left it: its index is in front already.
         _muxed(made.video, track, folder) if track else made.video,
@@ -406,13 +418,25 @@ def _sound(output: OutputPlan, context: Context, folder: Path) -> _Voice:
         told: dict[str, Any] = {"by": "customer"}
     else:
         engine = _sound_engine(context.weights)
-        sound = _generated(plan.prompt, output.seconds, plan.seed, engine)
+        try:
+            sound = _generated(plan.prompt, output.seconds, plan.seed, engine)
+        except (OutOfMemory, EngineFailed) as error:
+            # The pictures are made and paid for, and were what was wanted most.
+            log.warning("sound was made by the built-in rules: %s", error)
+            engine = Ambience()
+            sound = _generated(plan.prompt, output.seconds, plan.seed, engine)
         told = {"by": engine.name, "seed": plan.seed}
         if isinstance(engine, Ambience):
             told["scenes"] = scenes_in(plan.prompt)
     track = folder / "sound.m4a"
     audio.write_track(sound, track)
     return track, {"audio": {**told, "rms_db": round(sound.rms_db(), 1)}}
+
+
+def _sounds_by_network(output: OutputPlan, context: Context) -> bool:
+    return output.audio.mode == "generate" and not isinstance(
+        _sound_engine(context.weights), Ambience
+    )
 
 
 def _fitted(source: Path, output: OutputPlan, folder: Path) -> Path:

@@ -394,6 +394,64 @@ def test_a_providers_sound_goes_when_none_was_ordered(context, folder):
     assert artifact.notes["remuxed"] is True
 
 
+class NetworkSound:
+    """A text-to-audio engine that notes when it was asked."""
+
+    name = "Net"
+
+    def __init__(self, events, error=None):
+        self._events, self._error = events, error
+
+    def sound(self, prompt, *, seconds, seed):
+        self._events.append("sound")
+        if self._error:
+            raise self._error
+        return Sound(tone(seconds))
+
+
+SINGING = replace(PLAN, audio=AudioPlan(mode="generate", prompt="rain", seed=1))
+
+
+def test_a_network_makes_sound_when_the_engine_is_done_with_the_card(
+    context, folder, monkeypatch
+):
+    events = []
+
+    def frames():
+        yield from _ramp(SINGING)
+        events.append("last frame")
+
+    monkeypatch.setattr(finish, "_sound_engine", lambda _: NetworkSound(events))
+    artifact, _ = _finished(SINGING, context, folder, frames())
+    assert events == ["last frame", "sound"]
+    assert artifact.notes["audio"]["by"] == "Net"
+
+
+@pytest.mark.parametrize("error", [OutOfMemory("full"), EngineFailed("only NaN")])
+def test_a_network_that_fails_leaves_the_sound_to_the_builtin_rules(
+    context, folder, monkeypatch, error
+):
+    monkeypatch.setattr(finish, "_sound_engine", lambda _: NetworkSound([], error))
+    artifact, _ = _finished(SINGING, context, folder)
+    assert artifact.has_audio
+    assert artifact.notes["audio"]["by"] == "ambience"
+    assert artifact.notes["audio"]["scenes"] == ["rain"]
+
+
+@pytest.mark.parametrize(
+    "index", ["", "{}", '{"_class_name": "WanPipeline"}', '{"_class_name": 7}']
+)
+def test_a_damaged_text_to_audio_model_is_logged_once_and_fails_no_clip(
+    context, folder, caplog, index
+):
+    (context.weights / "audio").mkdir(parents=True)
+    (context.weights / "audio" / "model_index.json").write_text(index)
+    for _ in range(2):
+        artifact = finish._sound(SINGING, context, folder)[1]
+        assert artifact["audio"]["by"] == "ambience"
+    assert caplog.text.count("sound is the built-in one here") == 1
+
+
 def _flagged(folder, *, size, pixel_aspect=Fraction(1), turned=False):
     """Write a grey clip with a red stripe where players show the top of it."""
     width, height = size
