@@ -1,7 +1,7 @@
 """Finishing: what marks, sound and provenance cost, and how it compares with ffmpeg.
 
-1. 720p, 81 frames: encode only; then finishing with both marks, generated sound, C2PA,
-   poster, preview, last frame, checks and storage. Promise: less than 15 % on top.
+1. 720p, 81 frames: encode only; then finishing with the visible mark, generated sound,
+   C2PA, poster, preview, last frame, checks and storage. Promise: less than 15 % on top.
 2. 720p frames delivered at 1080p and 4k with mark, sound and provenance, against the
    ffmpeg program (imageio-ffmpeg) doing scale, overlay and x264 with the same settings
    on the same frames. Aim: at least 0.8 times its speed.

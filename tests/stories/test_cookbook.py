@@ -63,6 +63,8 @@ def test_the_commands_through_the_api_make_their_files(
     assert '"effect_version": 1' in told
     assert '"expansion": "builtin"' in told
     assert '"engine"' in told  # the scene a rocket is heard as
+    assert "refused" in told
+    assert not (tmp_path / "never.mp4").exists()
     for name, has_sound in (("orbit", False), ("launch", True), ("birds", True)):
         facts = probe(tmp_path / f"{name}.mp4")
         assert (facts.has_audio, facts.seconds) == (has_sound, 2.0)
