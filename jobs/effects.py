@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from django.db import transaction
 
-from billing.plans import plan_codes
 from inference.catalogue import MODELS, Feature, PublicModel
 from inference.contracts import Lora
 from jobs import ours
@@ -243,18 +242,8 @@ def _problem_with_loras(loras: object) -> str:
     return f"There is no LoRA {', '.join(unknown)} here." if unknown else ""
 
 
-def problem_with_reach(prompt: str, plans: object, for_models: object) -> str:
-    """Say why a template's words cannot reach whom it is for, or answer ""."""
-    known = {
-        "Plans": (plans, set(plan_codes())),
-        "Models": (for_models, set(MODELS)),
-    }
-    for what, (given, names) in known.items():
-        if not isinstance(given, list) or not all(isinstance(n, str) for n in given):
-            return f"{what} must be a list of names; [] means every one."
-        if wrong := [name for name in given if name not in names]:
-            return f"{what}: {', '.join(wrong)} is none of {', '.join(sorted(names))}."
-    assert isinstance(for_models, list)
+def problem_with_length(prompt: str, for_models: Sequence[str]) -> str:
+    """Say which models cannot take so long a template, or answer "". None named: all."""
     longest = min(MODELS[name].prompt_max for name in for_models or MODELS)
     if len(prompt) > longest:
         return f"The prompt has {len(prompt)} characters; its models take {longest}."

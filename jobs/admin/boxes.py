@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from django import forms
-from django.apps import apps
 from django.core.exceptions import ValidationError
 from unfold.widgets import UnfoldAdminTextareaWidget
 
+from billing.plans import plan_codes
 from inference.catalogue import MODELS
 
 _WORDS: dict[type, str] = {
@@ -67,7 +67,7 @@ def names_box(
 
 def plans_box() -> JsonBox:
     return names_box(
-        lambda: apps.get_model("billing", "Plan").objects.values_list("pk", flat=True),
+        plan_codes,
         what="plan",
         help_text='Plan codes, such as ["pro"]; empty: every plan.',
     )

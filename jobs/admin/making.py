@@ -321,8 +321,8 @@ class EffectForm(ReasonedModelForm):
         cleaned: dict[str, Any] = super().clean() or {}
         problem = effects.problem_with(
             cleaned.get("parameters") or {}, cleaned.get("loras") or []
-        ) or effects.problem_with_reach(
-            cleaned.get("prompt", ""), cleaned.get("plans"), cleaned.get("for_models")
+        ) or effects.problem_with_length(
+            cleaned.get("prompt", ""), cleaned.get("for_models") or []
         )
         if problem:
             raise ValidationError(problem)

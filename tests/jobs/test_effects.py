@@ -190,25 +190,13 @@ def test_a_template_brings_only_loras_that_a_job_can_be_made_with(
     assert bool(says) is bool(found)
 
 
-@pytest.mark.parametrize(
-    ("prompt", "plans", "for_models", "says"),
-    [
-        ("glow", "pro", [], "Plans must be a list"),
-        ("glow", None, [], "Plans must be a list"),
-        ("glow", ["gold"], [], "Plans: gold is none of"),
-        ("glow", [], "motion", "Models must be a list"),
-        ("glow", [], ["montion"], "Models: montion is none of"),
-        ("x" * 801, [], [], "801 characters"),
-        ("x" * 801, [], ["motion"], ""),
-        ("glow", ["pro"], ["motion"], ""),
-    ],
-)
-def test_a_template_reaches_whom_it_is_for(
-    prompt: str, plans: Any, for_models: Any, says: str
-) -> None:
-    found = effects.problem_with_reach(prompt, plans, for_models)
-    assert says in found
-    assert bool(says) is bool(found)
+def test_a_template_is_no_longer_than_its_models_take() -> None:
+    longest = min(model.prompt_max for model in MODELS.values())
+    assert effects.problem_with_length("x" * longest, []) == ""
+    found = effects.problem_with_length("x" * (longest + 1), [])
+    assert f"its models take {longest}" in found
+    roomy = max(MODELS.values(), key=lambda model: model.prompt_max)
+    assert effects.problem_with_length("x" * (longest + 1), [roomy.name]) == ""
 
 
 def test_an_unknown_effect_is_refused_naming_the_field(alice: Account) -> None:
