@@ -58,6 +58,8 @@ INPUT_LINK_SECONDS: Final = 24 * 3600
 RECONCILE_FIRST_SECONDS: Final = 5.0
 #: How often a submit may be refused by a sick provider: at most one more is sent.
 SUBMIT_TRIES: Final = 2
+#: Pause before a token is sent once more to a provider that could not take it just now.
+RESEND_SECONDS: Final = 10.0
 #: Longer than this nobody waits for a resting provider if there is another route.
 PATIENCE_SECONDS: Final = 30.0
 #: How much shorter than ordered a provider's clip may be; finishing holds its last frame.
@@ -99,25 +101,22 @@ def submit(held: Held) -> None:
     """Send the job to one of the route's accounts."""
     claim, job = held.claim, claims.load(held.claim)
     provider = outside.adapter(job.route["runner"])
-    if job.submit_sent_at is not None and not _may_send_again(job, provider):
+    was_out = job.submit_sent_at is not None
+    if was_out and not _may_send_again(job, provider):
         _in_doubt(claim, "the worker went away before it knew the answer")
         return
     try:
         ready = _prepare(claim, job, provider)
-    except (Unsupported, InputRejected) as error:
-        lifecycle.reroute(claim, error)
-        return
-    except ProviderError as error:
-        _refused(claim, job, error)
+    except (Unsupported, InputRejected, ProviderError) as error:
+        _not_taken(claim, job, error)
         return
     lifecycle.announce_running(claim)
     row, is_probe = ready.taken.row, ready.taken.is_probe
     # From here on the provider may have it, and bill it, whatever becomes of us.
     with transaction.atomic():
         lifecycle.record(claim, submit_sent_at=Now())
-        if job.submit_sent_at is not None:
-            is_not_there(job)  # the same token again makes no second job
-        _book(claim.job_id, claim.fence, row, ready.estimate)
+        if not was_out:  # the same token again makes no second job, nor a second bill
+            _book(claim.job_id, claim.fence, row, ready.estimate)
     try:
         reply = transport.send(http(), ready.call)
         submitted = provider.parse_submit(reply, ready.account)
@@ -127,10 +126,11 @@ def submit(held: Held) -> None:
         return
     except ProviderError as error:
         outside.went_wrong(row.pk, error, is_probe=is_probe)
-        with transaction.atomic():
-            lifecycle.record(claim, submit_sent_at=None, provider_account=None)
-            is_not_there(job)
-        _refused(claim, job, error)
+        if not was_out:
+            with transaction.atomic():
+                lifecycle.record(claim, submit_sent_at=None, provider_account=None)
+                is_not_there(job)
+        _not_taken(claim, job, error)
         return
     # Should the database be away now, this line is all that is left of the id.
     log.info("submitted", account=str(row), provider_job_id=submitted.provider_id)
@@ -205,6 +205,27 @@ def _may_hear(job: Job, account: base.ProviderAccount) -> bool:
     return "audio" in job.inputs and base.reaches(account.base_url, endpoint)
 
 
+def _not_taken(claim: Claim, job: Job, error: RenderError) -> None:
+    """Go on with a job that was not sent, or not accepted."""
+    if job.submit_sent_at is not None:
+        _not_taken_again(claim, error)
+    elif isinstance(error, ProviderError):
+        _refused(claim, job, error)
+    else:
+        lifecycle.reroute(claim, error)
+
+
+def _not_taken_again(claim: Claim, error: RenderError) -> None:
+    """The same token was refused: of the first call, whose answer was lost, that says
+    nothing. So account and token stay, and no other account gets the job.
+    """
+    if isinstance(error, ProviderError) and error.fault in (Fault.BUSY, Fault.HEALTH):
+        pause = error.retry_after_seconds or RESEND_SECONDS
+        lifecycle.try_again(claim, NotNow(str(error), retry_after_seconds=pause))
+    else:
+        _in_doubt(claim, f"sent again, it was refused: {error}")
+
+
 def _refused(claim: Claim, job: Job, error: ProviderError) -> None:
     """The provider has not got it: by whose fault, decides what happens next."""
     match error.fault:
@@ -251,7 +272,7 @@ def _keep(
         # the job then knows what to stop at the provider.
         lifecycle.record(claim, provider_job_id=submitted.provider_id)
         if submitted.cost_usd is not None:
-            _book(claim.job_id, claim.fence, row, submitted.cost_usd)
+            settle_cost(job.pk, submitted.cost_usd)
         lifecycle.advance(claim, Step.AWAIT, queue="", **_first_look(row))
     except lifecycle.Superseded:
         was_found(job.pk, submitted.provider_id, token=job.submit_token)

@@ -423,6 +423,61 @@ def test_a_server_that_knows_tokens_is_sent_the_same_one_again(fakes, alice):
     assert sent == [token, token]
 
 
+@pytest.mark.parametrize(
+    ("kind", "step_meanwhile"),
+    [
+        ("429", "submit"),
+        ("503", "submit"),
+        ("error:invalid_request_error", "reconcile"),
+        ("error:invalid_api_key", "reconcile"),
+    ],
+)
+def test_a_token_that_is_refused_the_second_time_goes_to_no_other_account(
+    kind, step_meanwhile, fakes, alice
+):
+    fake = world.forget(fakes["openai_videos"])
+    first = world.enter(fake, "first", settings={"idempotency_key": True, **PRICED})
+    fake.script("submit", "lost")
+    job = world.submitted(alice, "openai_videos")
+    estimate, token = bill(job), job.submit_token
+    world.reconcile_now()
+    with world.start("openai_videos") as other, world.start("dashscope") as elsewhere:
+        world.enter(other, "second", settings={"idempotency_key": True})
+        world.enter(elsewhere)
+        fake.script("submit", kind)
+        world.work("provider.openai_videos")
+        assert again(job).step == step_meanwhile
+        assert (job.provider_account, job.submit_token) == (first, token)
+        assert job.submit_sent_at is not None
+        assert bill(job) == estimate > 0
+        assert world.held(alice) == job.quoted_millicredits
+        if step_meanwhile == "submit":
+            world.work("provider.openai_videos")
+            assert again(job).step == "await"
+            assert bill(job) == estimate
+        assert not other.jobs
+        assert not elsewhere.jobs
+    sent = {call.headers["idempotency-key"] for call in fake.calls_to("submit")}
+    assert sent == {token}
+
+
+@pytest.mark.parametrize("kind", ["429", "503"])
+def test_a_token_that_nobody_takes_any_more_waits_for_a_person(kind, fakes, alice):
+    fake = world.forget(fakes["openai_videos"])
+    world.enter(fake, settings={"idempotency_key": True})
+    fake.script("submit", "lost")
+    job = world.submitted(alice, "openai_videos")
+    world.reconcile_now()
+    fake.script("submit", kind, times=4)
+    for _ in range(4):
+        world.work("provider.openai_videos")
+        assert again(job).step == "submit"
+    time_is_over()
+    world.reconcile_now(age_seconds=180)
+    assert (again(job).step, submits(fake)) == ("reconcile", 5)
+    assert Incident.objects.filter(kind="unknown_fate", subject=str(job.pk)).exists()
+
+
 @every_provider
 def test_a_worker_that_froze_over_its_submit_brings_the_id_all_the_same(
     name, fake, alice, monkeypatch
