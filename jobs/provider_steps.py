@@ -178,6 +178,8 @@ def _take(claim: Claim, job: Job) -> outside.Taken:
     name = job.route["runner"]
     provider = outside.adapter(name)
     with transaction.atomic():
+        # An earlier try may have left one: the job would fill the place it asks for.
+        lifecycle.record(claim, provider_account=None)
         taken = outside.take_account(
             name, can=lambda account: provider.check(_asked(job, account), account)
         )

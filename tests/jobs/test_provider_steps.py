@@ -11,7 +11,9 @@ import pytest
 from django.db.models.functions import Now
 
 from billing.models import Account
+from inference.errors import StorageUnavailable
 from inference.providers.base import RemoteStatus
+from inference.storage import Storage
 from jobs import (
     claims,
     housekeeper,
@@ -95,6 +97,46 @@ def test_a_full_provider_leaves_jobs_queued_and_starts_no_deadline(name, fake, a
     assert (second.status, second.step) == ("queued", "submit")
     assert (second.started_at, second.end_by, second.step_tries) == (None, None, 0)
     assert len(fake.calls_to("submit")) == 1
+
+
+def an_outage_of_ours(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*args: object) -> None:
+        raise StorageUnavailable("the storage hiccups")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "get_file", away)
+        world.work(job.route["queue"])
+
+
+def a_worker_that_dies(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(*args: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "get_file", die)
+        with pytest.raises(Killed):
+            world.work(job.route["queue"])
+    Job.objects.update(lease_until=Now() - timedelta(seconds=1))
+    housekeeper.reap()
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+@pytest.mark.parametrize("stops", [an_outage_of_ours, a_worker_that_dies])
+@pytest.mark.parametrize("name", ["sinancode"])
+def test_a_job_whose_submit_never_left_does_not_fill_its_own_place(
+    name, stops, fake, alice, monkeypatch
+):
+    world.enter(fake, concurrent_jobs=1)
+    job = world.order(alice, name)
+    world.work("media")
+    stops(job, monkeypatch)
+    assert not fake.jobs
+    world.work(f"provider.{name}")
+    job.refresh_from_db()
+    assert (job.step, len(fake.jobs)) == ("await", 1), job.error_detail
 
 
 @pytest.fixture
