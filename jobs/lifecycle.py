@@ -176,14 +176,22 @@ def fail(claim: Claim, error: RenderError) -> None:
         _after_close(job, "job.failed")
 
 
-def end(job_id: UUID, error: RenderError, *, fence: int | None = None) -> bool:
+def end(
+    job_id: UUID,
+    error: RenderError,
+    *,
+    fence: int | None = None,
+    step: Step | None = None,
+) -> bool:
     """Fail a job that nobody is working on (deadline, queue TTL, provider's word).
 
     Returns False when the job ended or was claimed meanwhile; with a ``fence``, also
-    when it was claimed since.
+    when it was claimed since, and with a ``step``, when it is not at that step.
     """
     job = Job.objects.get(pk=job_id)
-    unclaimed = {} if fence is None else {"fence": fence}
+    unclaimed: dict[str, object] = {} if fence is None else {"fence": fence}
+    if step is not None:
+        unclaimed["step"] = step
     with transaction.atomic():
         ledger.lock_wallet(account_id=job.account_id, mode=job.mode)
         moved = Job.objects.filter(

@@ -75,20 +75,26 @@ def look() -> None:
             next_poll_at=Now() + timedelta(seconds=wait),
             poll_failures=F("poll_failures") + 1,
         )
+        is_settled = False
         with incidents.alone(job.pk, "What became of this job cannot be looked up."):
-            _look_or_wait(job)
+            is_settled = _look_for(job)
+        # Whatever kept us from it, its day passes.
+        with incidents.alone(job.pk, "This job in doubt cannot be given back."):
+            if not is_settled and job.submit_sent_at is not None:
+                _wait_for_a_person(job, timezone.now() - job.submit_sent_at)
 
 
-def _look_or_wait(job: Job) -> None:
+def _look_for(job: Job) -> bool:
+    """Look once; return whether it is known what became of the job."""
     try:
-        _look_for(job)
+        return _is_settled(job)
     except ProviderError as error:
         log.warning("reconcile_failed", job=str(job.pk), error=str(error))
-        assert job.submit_sent_at is not None
-        _wait_for_a_person(job, timezone.now() - job.submit_sent_at)
+        return False
 
 
-def _look_for(job: Job) -> None:
+def _is_settled(job: Job) -> bool:
+    """Look, act on what was seen, and return whether anything was proved."""
     row = job.provider_account
     assert row is not None  # intent is stored with its account
     assert job.submit_sent_at is not None
@@ -99,21 +105,21 @@ def _look_for(job: Job) -> None:
         status = transport.status(http(), provider, [one], account)[one]
         if status.state != "unknown":
             was_found(job.pk, one, token=job.submit_token)
-            return
+            return True
         evidence = Evidence.NONE  # it has an id that the provider does not know now
     if evidence is Evidence.CLIENT_TOKEN and not _was_resent(job):
         _send_again(job, keep_token=True)
-        return
+        return True
     if evidence is Evidence.TASK_LIST:
         found = _candidates(job, provider, account)
         if len(found.candidates) == 1 and not _has_rivals(job):
             was_found(job.pk, found.candidates[0], token=job.submit_token)
-            return
+            return True
         is_settled = found.conclusive and age > SETTLED
         if not found.candidates and is_settled and _is_absent(job, provider, account):
             _was_never_there(job)
-            return
-    _wait_for_a_person(job, age)
+            return True
+    return False
 
 
 def _candidates(
@@ -250,6 +256,8 @@ def _send_again(job: Job, *, keep_token: bool, by: str = "reconcile") -> None:
 
 
 def _wait_for_a_person(job: Job, age: timedelta) -> None:
+    if not Job.objects.filter(pk=job.pk, step=Step.RECONCILE).exists():
+        return  # it was found meanwhile
     if age.total_seconds() > settings.RECONCILE_SECONDS:
         ended = lifecycle.end(
             job.pk,
@@ -258,6 +266,7 @@ def _wait_for_a_person(job: Job, age: timedelta) -> None:
                 code="provider_failed",
                 public="The video could not be made.",
             ),
+            step=Step.RECONCILE,
         )
         if ended:
             incidents.report(

@@ -60,10 +60,14 @@ class ProviderAccount:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def secret(self, name: str) -> str:
-        """Return a credential; a missing one is the account's fault."""
+        """Return a credential; one missing or unsendable is the account's fault."""
         if not (value := self.credentials.get(name, "")):
             raise ProviderError(
                 f"account '{self.name}' has no {name}", fault=Fault.ACCOUNT
+            )
+        if not is_sendable(value):
+            raise ProviderError(
+                f"account '{self.name}': its {name} {NOT_SENDABLE}", fault=Fault.ACCOUNT
             )
         return value
 
@@ -457,6 +461,18 @@ _NEUTRAL: Mapping[str, Any] = MappingProxyType(
 )
 
 API_KEY = CredentialField("api_key", "API key")
+NOT_SENDABLE = "is not one line of printable ASCII characters"
+
+
+def is_sendable(credential: Any) -> bool:
+    """Return whether a credential can stand in a header as it is.
+
+    A blank, line break or invisible character that was pasted along with it cannot.
+    """
+    if not isinstance(credential, str):
+        return False
+    is_line = credential.isascii() and credential.isprintable()
+    return is_line and credential == credential.strip()
 
 
 class Provider(ABC):
@@ -536,19 +552,37 @@ class Provider(ABC):
         """Return the exact size a picture must have, where the provider demands one."""
         return None
 
+    def credentials(self, given: Mapping[str, Any]) -> dict[str, str]:
+        """Return what an operator entered, without blanks around it.
+
+        Raises ValueError naming a credential that is missing or cannot be one. What this
+        provider does not need is left out.
+        """
+        found = {}
+        for one in self.credential_fields:
+            value = given.get(one.name)
+            value = value.strip() if isinstance(value, str) else value
+            if value in (None, ""):
+                if one.required:
+                    raise ValueError(f"{one.name} is missing")
+                continue
+            if not is_sendable(value):
+                raise ValueError(f"{one.name} {NOT_SENDABLE}")
+            found[one.name] = value
+        return found
+
     def unavailable(self, account: ProviderAccount, *, public_endpoint: str) -> str:
         """Say why no job can go to this account as it is set up, or answer "".
 
         ``public_endpoint`` is the storage address that signed URLs carry. A provider out
         in the world cannot read from a loopback one; one on this machine can.
         """
-        missing = [
-            f.name
-            for f in self.credential_fields
-            if f.required and not account.credentials.get(f.name)
-        ]
-        if missing:
-            return f"account '{account.name}' has no {', '.join(missing)}"
+        try:
+            for one in self.credential_fields:
+                if one.required or account.credentials.get(one.name):
+                    account.secret(one.name)
+        except ProviderError as error:
+            return str(error)
         if urlsplit(account.base_url).scheme not in ("http", "https"):
             return f"account '{account.name}' has no usable base URL"
         if self.capabilities.picture.form == "url" and not reaches(

@@ -38,6 +38,13 @@ _POOL = httpx.Limits(max_connections=8, max_keepalive_connections=8)
 
 #: Raised before any byte of the request was written.
 _NEVER_LEFT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+#: Likewise: what the operator entered makes no request.
+_NO_REQUEST = (
+    httpx.UnsupportedProtocol,
+    httpx.LocalProtocolError,
+    httpx.InvalidURL,
+    UnicodeEncodeError,
+)
 
 
 class _Overdue(Exception):
@@ -82,7 +89,7 @@ def send(http: httpx.Client, call: HttpCall) -> HttpReply:
                 if time.monotonic() > deadline:
                     raise _Overdue("the answer took too long")
             return chunks.reply(response)
-    except (httpx.HTTPError, httpx.InvalidURL, _Overdue) as error:
+    except (httpx.HTTPError, *_NO_REQUEST, _Overdue) as error:
         raise broken_line(call, error) from error
 
 
@@ -96,14 +103,17 @@ async def send_async(http: httpx.AsyncClient, call: HttpCall) -> HttpReply:
             async for chunk in response.aiter_bytes():
                 chunks.add(chunk)
             return chunks.reply(response)
-    except (httpx.HTTPError, httpx.InvalidURL, _Overdue, TimeoutError) as error:
+    except (httpx.HTTPError, *_NO_REQUEST, _Overdue, TimeoutError) as error:
         raise broken_line(call, error) from error
 
 
 def broken_line(call: HttpCall, error: Exception) -> ProviderError:
     """Return what a transport error means for this call."""
     words = f"{call.method} {call.url}: {type(error).__name__} {error}"[:400]
-    if isinstance(error, httpx.UnsupportedProtocol | httpx.InvalidURL):
+    if isinstance(error, httpx.LocalProtocolError):
+        # Its own words would quote the header, which may hold the key.
+        words = f"{call.method} {call.url}: a header that cannot be sent"
+    if isinstance(error, _NO_REQUEST):
         return ProviderError(words, fault=Fault.ACCOUNT)
     if call.idempotent or isinstance(error, _NEVER_LEFT):
         return ProviderError(words, fault=Fault.HEALTH)

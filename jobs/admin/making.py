@@ -172,14 +172,24 @@ class ProviderAccountForm(ReasonedModelForm):
         cleaned: dict[str, Any] = super().clean() or {}
         text = cleaned.get("new_credentials")
         if text and cleaned.get("provider"):
-            fields = outside.adapter(cleaned["provider"]).credential_fields
-            known = {field.name for field in fields}
-            if unknown := sorted(set(json.loads(text)) - known):
-                self.add_error(
-                    "new_credentials",
-                    f"Unknown: {', '.join(unknown)}; it takes {', '.join(sorted(known))}.",
-                )
+            self._check_credentials(json.loads(text), cleaned["provider"])
         return cleaned
+
+    def _check_credentials(self, given: dict[str, Any], provider: str) -> None:
+        adapter = outside.adapter(provider)
+        known = {field.name for field in adapter.credential_fields}
+        if unknown := sorted(set(given) - known):
+            self.add_error(
+                "new_credentials",
+                f"Unknown: {', '.join(unknown)}; it takes {', '.join(sorted(known))}.",
+            )
+            return
+        try:
+            found = adapter.credentials(given)
+        except ValueError as error:
+            self.add_error("new_credentials", f"Its {error}.")
+        else:
+            self.cleaned_data["new_credentials"] = json.dumps(found)
 
 
 def _reset(row: ProviderAccount, deed: Deed) -> str:

@@ -597,8 +597,17 @@ def test_credentials_of_a_provider_go_in_and_never_come_out(olga: Client) -> Non
     assert row.weight == 50
     assert "sk-very-secret" in row.credentials
     assert not LogEntry.objects.filter(change_message__contains="very-secret").exists()
-    answer = olga.post(url, {**form, "new_credentials": '{"key": "x"}'})
-    assert "it takes api_key" in answer.content.decode()
+    for given, told in (
+        ('{"key": "x"}', "it takes api_key"),
+        ("{}", "api_key is missing"),
+        ('{"api_key": 5}', "is not one line of printable ASCII"),
+        ('{"api_key": "sk-te\u200bst"}', "is not one line of printable ASCII"),
+    ):
+        answer = olga.post(url, {**form, "new_credentials": given})
+        assert told in answer.content.decode()
+    olga.post(url, {**form, "new_credentials": '{"api_key": " sk-pasted\\n"}'})
+    row.refresh_from_db()
+    assert json.loads(row.credentials) == {"api_key": "sk-pasted"}
 
 
 def test_routes_and_aliases_must_lead_somewhere(olga: Client) -> None:

@@ -184,16 +184,20 @@ def test_one_job_that_cannot_be_looked_up_keeps_no_other_from_it(name, fake, ali
 
 
 @pytest.mark.parametrize("name", ["novita"])
-@pytest.mark.parametrize("fault", ["away", "unreadable"])
-def test_what_cannot_be_looked_up_for_a_day_is_given_back(name, fault, fake, alice):
+@pytest.mark.parametrize("fault", ["away", "unreadable", "unforeseen"])
+def test_what_cannot_be_looked_up_for_a_day_is_given_back(
+    name, fault, fake, alice, monkeypatch
+):
     row = world.enter(fake)
     fake.script("submit", "lost")
     job = world.submitted(alice, name)
     Job.objects.update(provider_job_id=next(iter(fake.jobs)))
     if fault == "away":
         fake.script("status", "503", times=9)
-    else:
+    elif fault == "unreadable":
         world.spoil(row)
+    else:
+        monkeypatch.setattr(transport, "status", lambda *_: 1 / 0)
     world.reconcile_now(age_seconds=180)
     assert Incident.objects.filter(kind="unknown_fate", subject=str(job.pk)).exists()
     world.reconcile_now(age_seconds=25 * 3600)

@@ -49,8 +49,10 @@ class Command(BaseCommand):
             raise CommandError(f"the credentials are no JSON: {error}") from error
         if not isinstance(credentials, dict):
             raise CommandError("the credentials must be one JSON object")
-        known = {field.name for field in adapter.credential_fields}
-        kept = {name: credentials[name] for name in known if credentials.get(name)}
+        try:
+            kept = adapter.credentials(credentials)
+        except ValueError as error:
+            raise CommandError(f"the credentials: {error}") from error
         row, _ = ProviderAccount.objects.update_or_create(
             provider=options["provider"],
             name=options["name"],

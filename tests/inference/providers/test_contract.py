@@ -238,6 +238,36 @@ def test_an_account_without_keys_is_unavailable_and_says_which(name):
     assert refused.value.fault is Fault.ACCOUNT
 
 
+UNSENDABLE = ["sk-test\n", " sk-test", "sk-te\u200bst", "\u201csk-test\u201d", 5, ["k"]]
+
+
+@every_provider
+@pytest.mark.parametrize("key", UNSENDABLE)
+def test_a_key_that_no_header_can_hold_is_the_accounts_fault(name, key):
+    adapter = provider(name)
+    spoiled = dataclasses.replace(ACCOUNT, credentials=dict.fromkeys(CREDENTIALS, key))
+    with pytest.raises(ProviderError) as refused:
+        adapter.build_submit(make_job(name), spoiled)
+    assert refused.value.fault is Fault.ACCOUNT
+    reason = adapter.unavailable(spoiled, public_endpoint="https://s3.example")
+    assert "is not one line of printable ASCII" in reason
+
+
+@every_provider
+def test_credentials_are_entered_without_the_blanks_around_them(name):
+    adapter = provider(name)
+    pasted = {field: f" {value}\n" for field, value in CREDENTIALS.items()}
+    needed = {field.name for field in adapter.credential_fields}
+    assert adapter.credentials({**pasted, "other": "x"}) == {
+        field: value for field, value in CREDENTIALS.items() if field in needed
+    }
+    required = [field.name for field in adapter.credential_fields if field.required]
+    with pytest.raises(ValueError, match=f"{required[-1]} is missing"):
+        adapter.credentials({**pasted, required[-1]: " "})
+    with pytest.raises(ValueError, match=f"{required[0]} is not one line"):
+        adapter.credentials({**pasted, required[0]: "sk-te\u200bst"})
+
+
 @every_provider
 def test_a_picture_by_url_needs_storage_the_provider_can_reach(name):
     adapter = provider(name)

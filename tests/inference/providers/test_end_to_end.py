@@ -254,6 +254,18 @@ def test_a_submit_that_takes_too_long_is_in_doubt(name, fake, http):
         transport.send(http, dataclasses.replace(call, timeout_seconds=0.3))
 
 
+@pytest.mark.parametrize("value", ["quux\n", "\u201cquux\u201d", "quux "])
+@pytest.mark.parametrize("name", ["novita"])
+def test_a_submit_that_no_header_can_hold_never_left(name, value, fake, http):
+    call = HttpCall("POST", fake.url, {"X-Workspace": value}, json={})
+    with pytest.raises(ProviderError) as refused:
+        transport.send(http, call)
+    assert not isinstance(refused.value, AnswerLost)
+    assert refused.value.fault is Fault.ACCOUNT
+    assert "quux" not in str(refused.value)
+    assert not fake.calls
+
+
 @every_provider
 def test_a_submit_to_a_port_where_nobody_listens_never_left(name, http):
     with start(name) as fake:
