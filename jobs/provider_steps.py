@@ -317,11 +317,22 @@ def was_found(job_id: UUID, provider_id: str, *, token: str) -> bool:
 
     A job in doubt is awaited then, and one still at its submit keeps the id, should its
     worker not come back. One that has gone another way or ended has the provider's job
-    stopped: its video is nobody's any more.
+    stopped: its video is nobody's any more. An id that another job has stays that job's:
+    one customer's video must not reach another.
     """
+    job = Job.objects.get(pk=job_id)
+    if job.provider_account_id is None:
+        return False
     with transaction.atomic():
-        # Locked: of two who tell it at once, neither must take the other's for too late.
+        # Locked, the account first as for a submit: of two jobs that are told of one id
+        # only one gets it, and of two who tell a job neither takes the other for too late.
+        ProviderAccount.objects.select_for_update(no_key=True).get(
+            pk=job.provider_account_id
+        )
         job = Job.objects.select_for_update(no_key=True).get(pk=job_id)
+        if (other := who_else_has(job, provider_id)) is not None:
+            lifecycle.note(job.pk, "provider", f"{provider_id} is that of job {other}")
+            return False
         if job.submit_token == token and _goes_on_as(job, provider_id):
             return True
     if job.provider_job_id == provider_id or job.provider_account is None:
@@ -336,6 +347,14 @@ def was_found(job_id: UUID, provider_id: str, *, token: str) -> bool:
         ProviderErrand.objects.create(**errand)
         lifecycle.note(job.pk, "provider", f"{provider_id} came too late: stopped")
     return False
+
+
+def who_else_has(job: Job, provider_id: str) -> UUID | None:
+    """Return which other job has this id at the job's account, if one has."""
+    others = Job.objects.filter(
+        provider_account_id=job.provider_account_id, provider_job_id=provider_id
+    )
+    return others.exclude(pk=job.pk).values_list("pk", flat=True).first()
 
 
 def _goes_on_as(job: Job, provider_id: str) -> bool:

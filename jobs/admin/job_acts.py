@@ -99,9 +99,11 @@ def _delete_files(job: Job, deed: Deed) -> str:
 def _found(job: Job, deed: Deed) -> str:
     if job.step != Step.RECONCILE:
         raise Refused("Its fate is not in doubt.")
-    provider_steps.was_found(
-        job.pk, deed.values["provider_job_id"].strip(), token=job.submit_token
-    )
+    one = deed.values["provider_job_id"]
+    if (other := provider_steps.who_else_has(job, one)) is not None:
+        raise Refused(f"That id is the one of job {other}.")
+    if not provider_steps.was_found(job.pk, one, token=job.submit_token):
+        raise Refused("It was moved in this moment; look again.")
     lifecycle.note(job.pk, "operator", f"found: {deed.reason}", actor=deed.actor)
     return "goes on as what the provider has under that id."
 

@@ -40,6 +40,7 @@ from jobs.models import (
     Job,
     ModelAlias,
     ProviderAccount,
+    ProviderErrand,
     Route,
     WebhookDelivery,
     WebhookEndpoint,
@@ -495,6 +496,24 @@ def test_what_never_got_to_the_provider_is_sent_again_then_made_elsewhere(
     assert "by the route cpu" in said
     job.refresh_from_db()
     assert (job.step, job.queue) == ("generate", "cpu")
+
+
+def test_an_id_that_another_job_has_is_nobody_elses(
+    olga: Client, alice: Account
+) -> None:
+    bob = make_account("bob", plan="enterprise", credits=100)
+    hers, his = in_doubt(alice), in_doubt(bob)
+    there = {"provider_job_id": "there"}
+    (said,) = act(olga, hers, "found", "it is in their list", **there)
+    assert "goes on" in said
+    for ended in ({}, {"status": "succeeded", "step": "done", "finished_at": Now()}):
+        Job.objects.filter(pk=hers.pk).update(**ended, queue="")
+        (said,) = act(olga, his, "found", "it is in their list", **there)
+        assert f"That id is the one of job {hers.pk}" in said
+    his.refresh_from_db()
+    assert (his.step, his.provider_job_id) == ("reconcile", "")
+    assert not ProviderErrand.objects.exists()
+    assert not his.notes.filter(kind="operator").exists()
 
 
 def test_what_no_other_route_can_make_is_given_back(

@@ -234,6 +234,22 @@ def test_an_id_the_provider_forgot_is_looked_at_by_a_person(novita, alice):
     assert (job.step, job.status) == ("reconcile", "running")
 
 
+def wait_until_blocked(sessions: int) -> None:
+    """Return when so many wait for a lock of this session, or for one who does."""
+    deadline, blocked = time.monotonic() + 20, -1
+    while blocked != sessions:
+        assert time.monotonic() < deadline, f"{blocked} wait"
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "WITH RECURSIVE waits AS (SELECT pid, pg_blocking_pids(pid) AS behind"
+                "   FROM pg_locks WHERE NOT granted),"
+                " ours(pid) AS (SELECT pg_backend_pid() UNION"
+                "   SELECT waits.pid FROM waits JOIN ours ON ours.pid = ANY(behind))"
+                " SELECT count(*) - 1 FROM ours"
+            )
+            (blocked,) = cursor.fetchone() or (0,)
+
+
 def test_two_who_find_a_lost_job_at_once_do_not_have_it_stopped(novita, alice):
     row = world.enter(novita)
     (job,) = world.put_out(alice, row, [""], step="reconcile", submit_token="t")
@@ -243,19 +259,44 @@ def test_two_who_find_a_lost_job_at_once_do_not_have_it_stopped(novita, alice):
         connection.close()
 
     two = [threading.Thread(target=told) for _ in range(2)]
-    with transaction.atomic(), connection.cursor() as cursor:
+    with transaction.atomic():
         Job.objects.select_for_update(no_key=True).get(pk=job.pk)
         for each in two:
             each.start()
-        waiting = (0,)
-        while waiting != (2,):  # both have begun and neither has changed anything
-            cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
-            waiting = cursor.fetchone()
+        wait_until_blocked(2)  # both have begun and neither has changed anything
     for each in two:
         each.join()
     job.refresh_from_db()
     assert (job.step, job.provider_job_id) == ("await", "there")
     assert not ProviderErrand.objects.exists()
+
+
+def test_of_two_jobs_told_of_one_id_at_once_only_one_gets_it(novita, alice):
+    row = world.enter(novita)
+    bob = make_account("bob", plan="enterprise", credits=10)
+    doubt = {"step": "reconcile", "submit_token": "t"}
+    pair = [world.put_out(who, row, [who.name], **doubt)[0] for who in (alice, bob)]
+    Job.objects.update(provider_job_id="")
+    answers: list[bool] = []
+
+    def told(job: Job) -> None:
+        answers.append(provider_steps.was_found(job.pk, "there", token="t"))
+        connection.close()
+
+    two = [threading.Thread(target=told, args=(job,)) for job in pair]
+    with transaction.atomic():
+        # Neither gets far before both have begun.
+        Job.objects.select_for_update(no_key=True).get(pk=pair[0].pk)
+        Job.objects.select_for_update(no_key=True).get(pk=pair[1].pk)
+        for each in two:
+            each.start()
+        wait_until_blocked(2)
+    for each in two:
+        each.join()
+    assert sorted(answers) == [False, True]
+    assert Job.objects.filter(provider_job_id="there", step="await").count() == 1
+    assert Job.objects.filter(provider_job_id="", step="reconcile").count() == 1
+    assert not ProviderErrand.objects.exists()  # nor is the one's video stopped
 
 
 @pytest.mark.parametrize("what", ["credentials", "settings"])
