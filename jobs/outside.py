@@ -50,13 +50,16 @@ def adapter(provider: str) -> Provider:
 def as_account(row: ProviderAccount) -> base.ProviderAccount:
     """Return the account as adapters know it, with its secrets in clear.
 
-    Raises ProviderError (account) where they cannot be read.
+    Raises ProviderError (account) where they cannot be read, or its settings be used.
     """
     try:
         credentials = json.loads(row.credentials or "{}")
     except (SecretUnreadable, ValueError) as error:
         words = f"the credentials of account '{row.name}' cannot be read"
         raise ProviderError(words, fault=Fault.ACCOUNT) from error
+    if problem := adapter(row.provider).settings_problem(row.settings):
+        words = f"the settings of account '{row.name}' cannot be used: {problem}"
+        raise ProviderError(words, fault=Fault.ACCOUNT)
     return base.ProviderAccount(
         name=row.name,
         base_url=row.base_url,

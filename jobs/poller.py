@@ -303,13 +303,13 @@ class Poller:
         unusable: dict[str, str] = {}
         for row in rows:
             try:
-                interval = provider_steps.interval_of(row)
                 line = self._line_of(row)
-            except (RenderError, TypeError, ValueError) as error:
+            except RenderError as error:
                 # The others are asked all the same.
                 unusable[str(row)] = f"{type(error).__name__}: {error}"
                 continue
             calls = -(-at_work.get(row.pk, 0) // line.batch)
+            interval = provider_steps.interval_of(row)
             line.interval_seconds = max(interval, calls / line.rate)
             if row.poll_interval_seconds != line.interval_seconds:
                 await self._db(partial(_show_interval, row.pk, line.interval_seconds))

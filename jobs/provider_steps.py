@@ -290,7 +290,10 @@ def _first_look(row: ProviderAccount) -> dict[str, Any]:
 
 
 def interval_of(row: ProviderAccount) -> float:
-    """Return how often the account's jobs are asked about when there are few."""
+    """Return how often the account's jobs are asked about when there are few.
+
+    Of settings that ``as_account`` has found usable.
+    """
     usual = outside.adapter(row.provider).capabilities.poll_seconds
     return float(row.settings.get("poll_seconds") or usual)
 

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Final
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.padding import PKCS7
 
+from inference.providers.account_settings import PRICE
 from inference.providers.base import (
     ACCOUNT,
     BLOCKED,
@@ -67,6 +68,7 @@ class Akool(Provider):
         CredentialField("client_id", "Client ID (callbacks)"),
         CredentialField("client_secret", "Client secret = API key"),
     )
+    own_settings = MappingProxyType({"usd_per_credit": PRICE})
     capabilities = Capabilities(
         picture=PictureNeed("url"),
         evidence=Evidence.CALLBACK_TOKEN,

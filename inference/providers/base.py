@@ -36,6 +36,8 @@ from inference.errors import (
     Unsupported,
     storable,
 )
+from inference.providers import account_settings
+from inference.providers.account_settings import Setting
 
 State = Literal["queued", "running", "succeeded", "failed", "unknown"]
 
@@ -51,7 +53,7 @@ class ProviderAccount:
     """One account at a provider, as the operator entered it.
 
     ``base_url`` is everything before the paths of the provider's documentation, as in
-    ``https://api.novita.ai``. ``settings`` are the adapter's own options (see README).
+    ``https://api.novita.ai``. ``settings`` are the operator's options (account_settings).
     """
 
     name: str
@@ -494,6 +496,8 @@ class Provider(ABC):
     #: names of failed jobs where they mean something else than for a refused call
     job_errors: ClassVar[Mapping[str, ErrorRule]] = MappingProxyType({})
     credential_fields: ClassVar[tuple[CredentialField, ...]] = (API_KEY,)
+    #: What an account may set beyond ``account_settings.COMMON``.
+    own_settings: ClassVar[Mapping[str, Setting]] = MappingProxyType({})
 
     # -------------------------------------------------------------- what it can do
 
@@ -570,6 +574,11 @@ class Provider(ABC):
                 raise ValueError(f"{one.name} {NOT_SENDABLE}")
             found[one.name] = value
         return found
+
+    def settings_problem(self, given: Any) -> str:
+        """Say what is wrong with an account's settings, or answer ""."""
+        known = {**account_settings.COMMON, **self.own_settings}
+        return account_settings.problem(given, known)
 
     def unavailable(self, account: ProviderAccount, *, public_endpoint: str) -> str:
         """Say why no job can go to this account as it is set up, or answer "".

@@ -14,6 +14,7 @@ from decimal import Decimal
 from types import MappingProxyType
 from typing import Any, ClassVar, Final
 
+from inference.providers.account_settings import TEXT
 from inference.providers.base import (
     ACCOUNT,
     BAD_IMAGE,
@@ -84,6 +85,7 @@ class DashScope(Provider):
     name = "dashscope"
     title = "Alibaba DashScope"
     default_base_url = "https://dashscope-intl.aliyuncs.com"
+    own_settings = MappingProxyType({"workspace": TEXT})
     capabilities = Capabilities(
         picture=PictureNeed("inline", side_min=360, side_max=2000),
         evidence=Evidence.TASK_LIST,

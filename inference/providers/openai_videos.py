@@ -20,6 +20,8 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, ClassVar, Final
 
+from inference.providers.account_settings import LENGTHS, NAMES, SWITCH
+from inference.providers.account_settings import SIZES as SIZES_BY_TIER
 from inference.providers.base import (
     ACCOUNT,
     API_KEY,
@@ -80,6 +82,15 @@ class OpenAIVideos(Provider):
     credential_fields = (
         API_KEY,
         CredentialField("webhook_secret", "Webhook secret (whsec_…)", required=False),
+    )
+    own_settings = MappingProxyType(
+        {
+            "seconds": LENGTHS,
+            "sizes": SIZES_BY_TIER,
+            "models": NAMES,
+            "sound": SWITCH,
+            "pictures_exact": SWITCH,
+        }
     )
     capabilities = Capabilities(
         picture=PictureNeed(

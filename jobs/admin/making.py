@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from typing import Any
@@ -138,6 +139,10 @@ class ModelAliasAdmin(ReasonedAdmin):
 # -------------------------------------------------------------------- the providers
 
 
+#: Empty: the adapter's own figure.
+_LIMITS = ("concurrent_jobs", "submits_per_second", "statuses_per_second")
+
+
 class ProviderAccountForm(ReasonedModelForm):
     """Credentials go in and never come out."""
 
@@ -168,8 +173,19 @@ class ProviderAccountForm(ReasonedModelForm):
             raise ValidationError("It must be one JSON object.")
         return text
 
+    def clean_settings(self) -> Any:
+        given = self.cleaned_data["settings"]
+        return {} if given is None else given  # the box was emptied
+
     def clean(self) -> dict[str, Any]:
         cleaned: dict[str, Any] = super().clean() or {}
+        for name in ("weight", *_LIMITS):
+            if (limit := cleaned.get(name)) is not None and not 0 < limit < math.inf:
+                self.add_error(name, "It must be more than 0.")
+        if "settings" in cleaned and cleaned.get("provider"):
+            adapter = outside.adapter(cleaned["provider"])
+            if problem := adapter.settings_problem(cleaned["settings"]):
+                self.add_error("settings", f"Not usable: {problem}.")
         text = cleaned.get("new_credentials")
         if text and cleaned.get("provider"):
             self._check_credentials(json.loads(text), cleaned["provider"])

@@ -629,6 +629,48 @@ def test_credentials_of_a_provider_go_in_and_never_come_out(olga: Client) -> Non
     assert json.loads(row.credentials) == {"api_key": "sk-pasted"}
 
 
+NOVITA = {
+    "provider": "novita",
+    "name": "main",
+    "base_url": "https://api.novita.ai",
+    "is_enabled": "on",
+    "weight": 100,
+    "new_credentials": '{"api_key": "sk-test"}',
+    "reason": "our account",
+}
+
+
+@pytest.mark.parametrize("text", ["", "null", "{}"])
+def test_the_settings_of_a_provider_account_may_be_emptied(
+    olga: Client, text: str
+) -> None:
+    answer = olga.post("/admin/jobs/provideraccount/add/", {**NOVITA, "settings": text})
+    assert answer.status_code == 302, answer.context["errors"]
+    assert ProviderAccount.objects.get().settings == {}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("settings", "[]", "must be a JSON object"),
+        ("settings", '{"poll_seconds": "10 s"}', "must be a number of seconds"),
+        ("settings", '{"sizes": {"720p": "1280x720"}}', "there is no"),
+        ("settings", '{"usd_per_second": {"720p": NaN}}', "prices by tier"),
+        ("weight", "0", "It must be more than 0."),
+        ("concurrent_jobs", "0", "It must be more than 0."),
+        ("submits_per_second", "-1", "It must be more than 0."),
+        ("statuses_per_second", "0", "It must be more than 0."),
+    ],
+)
+def test_what_a_provider_account_cannot_work_with_is_not_saved(
+    olga: Client, field: str, value: str, told: str
+) -> None:
+    given = {**NOVITA, "settings": "{}", field: value}
+    answer = olga.post("/admin/jobs/provideraccount/add/", given)
+    assert told in html.unescape(answer.content.decode())
+    assert not ProviderAccount.objects.exists()
+
+
 def test_routes_and_aliases_must_lead_somewhere(olga: Client) -> None:
     alias = {"name": "my-model", "model": "no-such-model", "reason": "for a test"}
     assert olga.post("/admin/jobs/modelalias/add/", alias).status_code == 200

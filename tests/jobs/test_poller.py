@@ -299,7 +299,9 @@ def test_of_two_jobs_told_of_one_id_at_once_only_one_gets_it(novita, alice):
     assert not ProviderErrand.objects.exists()  # nor is the one's video stopped
 
 
-@pytest.mark.parametrize("what", ["credentials", "settings"])
+@pytest.mark.parametrize(
+    "what", ["credentials", {"poll_seconds": "?"}, {"poll_seconds": 1e300}, [], "x"]
+)
 def test_an_account_that_cannot_be_read_stops_no_other_and_is_an_incident(
     what, novita, alice
 ):
@@ -307,7 +309,7 @@ def test_an_account_that_cannot_be_read_stops_no_other_and_is_an_incident(
     if what == "credentials":
         world.spoil(bad)
     else:
-        ProviderAccount.objects.filter(pk=bad.pk).update(settings={"poll_seconds": "?"})
+        ProviderAccount.objects.filter(pk=bad.pk).update(settings=what)
     for row in (bad, good):
         world.put_out(alice, row, accept(novita, 1))
     for there in novita.jobs.values():

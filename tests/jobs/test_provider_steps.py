@@ -24,6 +24,7 @@ from jobs import (
     tasks,
     watch,
 )
+from jobs.errors import ModelUnavailable
 from jobs.models import Incident, Job, ProviderAccount, Route
 from jobs.requests import Sound
 from tests.factories import make_account, make_job
@@ -291,3 +292,20 @@ def test_an_account_that_cannot_be_read_gets_no_jobs_and_stops_no_other(
         assert (job.step, job.provider_account) == ("await", good)
     # Nor is it put out of order: it may be this process that has the wrong key.
     assert ProviderAccount.objects.get(pk=bad.pk).out_of_order_at is None
+
+
+@pytest.mark.parametrize("given", [{"seconds": 5}, {"sizes": ["1280x720"]}, [], "x"])
+def test_an_account_with_unusable_settings_gets_no_jobs_and_stops_no_other(
+    given, alice
+):
+    with world.start("openai_videos") as fake:
+        world.enter(fake, "bad", settings=given)
+        assert "cannot be used" in outside.standing("openai_videos").reason
+        Route.objects.exclude(name="openai_videos").update(is_enabled=False)
+        routing.forget()
+        with pytest.raises(ModelUnavailable):
+            world.order(alice, "openai_videos")
+        good = world.enter(fake, "good")
+        for _ in range(3):
+            job = world.submitted(alice, "openai_videos")
+            assert (job.step, job.provider_account) == ("await", good)

@@ -53,13 +53,16 @@ class Command(BaseCommand):
             kept = adapter.credentials(credentials)
         except ValueError as error:
             raise CommandError(f"the credentials: {error}") from error
+        given = dict(map(setting, options["setting"]))
+        if problem := adapter.settings_problem(given):
+            raise CommandError(f"--setting: {problem}")
         row, _ = ProviderAccount.objects.update_or_create(
             provider=options["provider"],
             name=options["name"],
             defaults={
                 "base_url": options["base_url"] or adapter.default_base_url,
                 "credentials": json.dumps(kept),
-                "settings": dict(map(setting, options["setting"])),
+                "settings": given,
                 "weight": options["weight"],
                 "concurrent_jobs": options["concurrent_jobs"],
                 "is_enabled": True,

@@ -269,6 +269,68 @@ def test_credentials_are_entered_without_the_blanks_around_them(name):
 
 
 @every_provider
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"idempotency_key": True, "callbacks": False},
+        {"poll_seconds": 0.5},
+        {"usd_per_second": {"720p": 0.1, "1080p": "0.15"}},
+    ],
+)
+def test_settings_as_documented_are_taken(name, given):
+    assert provider(name).settings_problem(given) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("akool", {"usd_per_credit": "0.04"}),
+        ("dashscope", {"workspace": "ws-1"}),
+        ("openai_videos", {"seconds": [4, 8], "sizes": {"720p": "1280x720"}}),
+        ("openai_videos", {"models": ["x"], "sound": False, "pictures_exact": False}),
+    ],
+)
+def test_an_adapters_own_settings_are_taken_there_alone(name, given):
+    assert provider(name).settings_problem(given) == ""
+    assert "there is no" in provider("novita").settings_problem(given)
+
+
+NO_SETTINGS: list[Any] = [
+    [],
+    "x",
+    None,
+    {"poll_second": 5},
+    {"idempotency_key": "yes"},
+    *({"poll_seconds": one} for one in (0, -1, "10 s", "10", True, 1e300, None)),
+    *({"poll_seconds": one} for one in (float("nan"), 10**400, [5])),
+    *({"usd_per_second": one} for one in (0.1, {"720": 1}, {"720p": "?"})),
+    {"usd_per_second": []},
+    *({"usd_per_second": {"720p": one}} for one in (-1, None, float("inf"))),
+]
+
+
+@every_provider
+@pytest.mark.parametrize("given", NO_SETTINGS)
+def test_settings_that_would_break_later_are_refused(name, given):
+    assert provider(name).settings_problem(given)
+
+
+NOT_SOLD: list[dict[str, Any]] = [
+    *({"seconds": one} for one in (5, "4,8", [], ["4"], [0], [4.5], {"4": 8})),
+    *({"sizes": one} for one in (["1280x720"], {}, {"720p": 1280}, {"720": "1x1"})),
+    *({"sizes": {"720p": one}} for one in ("1280", "1280 x 720", "0x0")),
+    *({"models": one} for one in ("sora-2", [], [1])),
+    {"sound": 1},
+]
+
+
+@pytest.mark.parametrize("given", NOT_SOLD)
+def test_what_an_openai_server_sells_is_entered_as_documented(given):
+    assert provider("openai_videos").settings_problem(given)
+
+
+@every_provider
 def test_a_picture_by_url_needs_storage_the_provider_can_reach(name):
     adapter = provider(name)
     by_url = adapter.capabilities.picture.form == "url"
