@@ -14,7 +14,8 @@ RenderError                     any failure of one step
 ├── FetchFailed                 a customer's or provider's address did not answer well
 ├── WeightsMissing              weights are not where they should be (permanent for this host)
 ├── ProviderError               an outside service refused or broke (see its ``fault``)
-│   └── AnswerLost              it may have taken the job; nobody knows yet
+│   ├── AnswerLost              it may have taken the job; nobody knows yet
+│   └── ResultAway              it has the video, which cannot be had just now
 └── OutageError                 one of our own services is away; never counts as a try
     ├── StorageUnavailable
     └── CannotSign              no file can be signed here; the process must end
@@ -184,6 +185,12 @@ class AnswerLost(ProviderError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, fault=Fault.HEALTH)
+
+
+class ResultAway(ProviderError):
+    """A finished video could not be fetched or asked for; later it may be."""
+
+    counts = False
 
 
 class OutageError(RenderError):

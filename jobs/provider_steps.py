@@ -24,6 +24,7 @@ from django.core import signing
 from django.db import transaction
 from django.db.models import QuerySet, Sum
 from django.db.models.functions import Now
+from django.utils import timezone
 
 from billing import accounts
 from inference.errors import (
@@ -32,6 +33,7 @@ from inference.errors import (
     InputRejected,
     ProviderError,
     RenderError,
+    ResultAway,
     Unsupported,
 )
 from inference.media.audio import read_track
@@ -62,6 +64,8 @@ SUBMIT_TRIES: Final = 2
 RESEND_SECONDS: Final = 10.0
 #: Longer than this nobody waits for a resting provider if there is another route.
 PATIENCE_SECONDS: Final = 30.0
+#: Longest pause before a finished video that could not be had is asked for again.
+COLLECT_SECONDS_MAX: Final = 60.0
 #: How much shorter than ordered a provider's clip may be; finishing holds its last frame.
 SHORT_SECONDS: Final = 0.25
 
@@ -497,11 +501,13 @@ def collect(held: Held) -> None:
     row = job.provider_account
     assert row is not None  # a job is collected from where it was sent
     try:
-        status, master = _fetch(claim, job, provider, outside.as_account(row))
+        status, master = _fetch(claim, job, provider, row)
     except ProviderError as error:
         if error.fault is Fault.BUSY:
             wait = error.retry_after_seconds or 5.0
             lifecycle.try_again(claim, NotNow(str(error), retry_after_seconds=wait))
+        elif isinstance(error, ResultAway):
+            _collect_later(claim, job, row, error)
         else:
             _uncollected(claim, row, error)
         return
@@ -521,13 +527,20 @@ def collect(held: Held) -> None:
 
 
 def _fetch(
-    claim: Claim, job: Job, provider: base.Provider, account: base.ProviderAccount
+    claim: Claim, job: Job, provider: base.Provider, row: ProviderAccount
 ) -> tuple[base.RemoteStatus, dict[str, Any]]:
     """Download, probe and store the clip; return the last status and where it lies."""
     one, world = job.provider_job_id, context.get()
-    status = transport.status(http(), provider, [one], account)[one]
+    try:
+        account = outside.as_account(row)
+        status = transport.status(http(), provider, [one], account)[one]
+    except ProviderError as error:
+        if error.fault is Fault.BUSY:
+            raise
+        # It speaks of the call or the account, not of the job.
+        raise ResultAway(str(error), fault=error.fault) from error
     if status.state != "succeeded":
-        raise status.error or ProviderError(
+        raise status.error or ResultAway(
             f"{provider.name} says {status.state} of a finished job", fault=Fault.HEALTH
         )
     with workfolder(world) as folder:
@@ -556,6 +569,30 @@ def _fetch(
         "height": facts.height,
         "has_customers_sound": _asked(job, account).audio_mode == "url",
     }
+
+
+def _collect_later(
+    claim: Claim, job: Job, row: ProviderAccount, error: ResultAway
+) -> None:
+    """Ask for a video that is made and billed again and again, until its deadline.
+
+    From the middle of its time on another route may have the rest, if there is one.
+    """
+    tries = job.attempts.filter(step=Step.COLLECT, route=job.route["name"]).count()
+    if tries == settings.STEP_TRIES:  # not for each look at the same video
+        outside.went_wrong(row.pk, error)
+    may_go = tries >= settings.STEP_TRIES and _is_half_over(job)
+    if may_go and lifecycle.try_elsewhere(claim, error):
+        return
+    pause = min(settings.RETRY_SECONDS * 2 ** min(tries - 1, 10), COLLECT_SECONDS_MAX)
+    lifecycle.try_again(claim, NotNow(str(error), retry_after_seconds=pause))
+
+
+def _is_half_over(job: Job) -> bool:
+    """Return whether half of the time the job may run has passed."""
+    if job.started_at is None or job.end_by is None:
+        return False
+    return timezone.now() > job.started_at + (job.end_by - job.started_at) / 2
 
 
 def _uncollected(claim: Claim, row: ProviderAccount, error: ProviderError) -> None:

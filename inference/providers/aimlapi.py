@@ -77,7 +77,6 @@ class AimlApi(Provider):
         picture=PictureNeed("inline", side_min=360, side_max=2000),
         evidence=Evidence.NONE,
         poll_seconds=12.0,  # the samples poll every 10-15 s
-        fetches_urls=True,
     )
     models = MappingProxyType(
         {

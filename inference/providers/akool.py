@@ -77,8 +77,6 @@ class Akool(Provider):
         callback_signed=True,
         status_batch=50,  # no limit is documented; ours
         poll_seconds=10.0,
-        link_seconds=7 * 24 * 3600,
-        fetches_urls=True,
     )
     models = MappingProxyType(
         {

@@ -320,7 +320,7 @@ class Capabilities:
     """Facts of a provider that routing, submitting and polling need.
 
     ``poll_seconds`` is the shortest sensible interval per job; the rates are per account
-    and can be lowered by the operator. ``link_seconds`` is the life of a result link.
+    and can be lowered by the operator.
     """
 
     picture: PictureNeed
@@ -335,8 +335,6 @@ class Capabilities:
     submits_per_second: float = 2.0
     concurrent_jobs: int = 5
     list_shows_prompts: bool = True  # else a candidate's own status tells whose it is
-    link_seconds: int | None = None
-    fetches_urls: bool = False  # reads picture or sound by URL from its own network
 
 
 @dataclass(frozen=True)

@@ -93,8 +93,6 @@ class DashScope(Provider):
         poll_seconds=10.0,
         statuses_per_second=15.0,  # "20 QPS per account"; room for the list and cancels
         list_shows_prompts=False,
-        link_seconds=24 * 3600,
-        fetches_urls=True,
     )
     models = MappingProxyType(
         {

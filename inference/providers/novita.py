@@ -76,8 +76,6 @@ class Novita(Provider):
         evidence=Evidence.CALLBACK_TOKEN,
         callback_per_job=True,
         poll_seconds=10.0,
-        link_seconds=3600,  # video_url_ttl
-        fetches_urls=True,
     )
     models = MappingProxyType(
         {

@@ -100,7 +100,6 @@ class OpenAIVideos(Provider):
         delete=True,
         callback_signed=True,
         poll_seconds=10.0,
-        link_seconds=3600,
     )
     models = MappingProxyType(
         {

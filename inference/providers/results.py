@@ -3,7 +3,7 @@
 A link to another host goes through egress like any address we did not choose. A link to
 the account's own base URL, which the operator set, is read directly and alone carries the
 account's key. Both are capped in size and time. Whatever is wrong with a result is the
-provider's health, never the customer's fault.
+provider's health, never the customer's fault; what a later look may cure is ResultAway.
 """
 
 from __future__ import annotations
@@ -15,8 +15,14 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx
 
-from inference.egress import Egress
-from inference.errors import Fault, FetchFailed, InputRejected, ProviderError
+from inference.egress import FILE_TOO_LARGE, Egress
+from inference.errors import (
+    Fault,
+    FetchFailed,
+    InputRejected,
+    ProviderError,
+    ResultAway,
+)
 from inference.providers.base import CONNECT_SECONDS, ProviderAccount, RemoteStatus
 
 #: Longest silence of a server that is sending a video.
@@ -35,7 +41,8 @@ def download(
 ) -> int:
     """Write the video of ``status`` to ``target`` and return its size.
 
-    Raises ProviderError; then there is no file at ``target``.
+    Raises ResultAway where there is no whole answer, and ProviderError for one that is no
+    video; then there is no file at ``target``.
     """
     url = status.video_url or ""
     deadline = time.monotonic() + deadline_seconds
@@ -66,7 +73,9 @@ def _through_egress(
     try:
         return egress.fetch_to(url, target, max_bytes=max_bytes, deadline_seconds=left)
     except (InputRejected, FetchFailed) as error:
-        raise _bad_result(f"{urlsplit(url).hostname}: {error}") from error
+        words = f"{urlsplit(url).hostname}: {error}"
+        is_answer = isinstance(error, InputRejected) and error.code == FILE_TOO_LARGE
+        raise (_bad_result if is_answer else _away)(words) from error
 
 
 def _own(
@@ -88,13 +97,13 @@ def _own(
                 onward = urljoin(url, response.headers.get("location", ""))
                 return _through_egress(onward, target, egress, max_bytes, deadline)
             if response.status_code != 200:
-                raise _bad_result(f"the result answers HTTP {response.status_code}")
+                raise _away(f"the result answers HTTP {response.status_code}")
             announced = response.headers.get("content-length", "")
             if announced.isdigit() and int(announced) > max_bytes:
                 raise _bad_result(f"the result announces {announced} bytes")
             return _write(response.iter_raw(), target, max_bytes, deadline)
     except httpx.HTTPError as error:
-        raise _bad_result(f"{type(error).__name__} {error}") from error
+        raise _away(f"{type(error).__name__} {error}") from error
 
 
 def _write(
@@ -107,7 +116,7 @@ def _write(
             if size > max_bytes:
                 raise _bad_result(f"the result has more than {max_bytes} bytes")
             if time.monotonic() > deadline:
-                raise _bad_result("the result comes too slowly")
+                raise _away("the result comes too slowly")
     return size
 
 
@@ -123,6 +132,10 @@ def _check_kind(target: Path, size: int) -> None:
 
 def _bad_result(reason: str) -> ProviderError:
     return ProviderError(f"result: {reason}"[:400], fault=Fault.HEALTH)
+
+
+def _away(reason: str) -> ResultAway:
+    return ResultAway(f"result: {reason}"[:400], fault=Fault.HEALTH)
 
 
 def _same_origin(url: str, other: str) -> bool:

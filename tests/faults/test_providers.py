@@ -16,8 +16,10 @@ from urllib.parse import urlsplit
 import pytest
 from django.core.management import call_command
 from django.db import OperationalError
+from django.db.models import F
 from django.db.models.functions import Now
 from django.test import Client
+from django.utils import timezone
 from structlog.testing import capture_logs
 
 from billing.models import Account, Hold
@@ -874,7 +876,7 @@ def test_a_cancel_while_the_submit_is_under_way_reaches_the_provider(
 
 @every_provider
 @pytest.mark.parametrize(
-    "kind", ["404", "html", "empty", "huge", "notvideo", "truncated", "damaged"]
+    "kind", ["html", "empty", "huge", "notvideo", "truncated", "damaged"]
 )
 def test_a_result_that_is_no_video_fails_the_job_and_costs_nothing(
     name, kind, fake, alice
@@ -893,6 +895,65 @@ def test_a_result_that_is_no_video_fails_the_job_and_costs_nothing(
 
 
 @pytest.mark.parametrize("kind", ["404", "damaged", "damaged-sound"])
+@every_provider
+@pytest.mark.parametrize("trouble", ["result:403", "result:404", "status:503"])
+def test_a_paid_video_that_cannot_be_had_just_now_is_not_given_up(
+    name, trouble, fake, alice
+):
+    row = world.enter(fake)
+    job = world.submitted(alice, name)
+    world.finish_there(fake)
+    world.look()
+    place, _, kind = trouble.partition(":")
+    (there,) = fake.jobs.values()
+    if place == "result":
+        there.result = kind
+    else:
+        fake.script("status", kind, times=5)
+    with world.start("openai_videos") as elsewhere:
+        if name != "openai_videos":
+            world.enter(elsewhere)
+            world.open_route("openai_videos", job.model, "sora-2")
+        pauses = []
+        for _ in range(5):
+            world.work(f"provider.{name}")
+            assert (again(job).step, job.step_tries) == ("collect", 0), job.error_detail
+            pauses.append((job.run_after - timezone.now()).total_seconds())
+        assert pauses == sorted(pauses)
+        assert pauses[-1] > 8 * pauses[0] > 0
+        row.refresh_from_db()
+        assert row.failures_in_row == 1
+        there.result = "ok"
+        world.work(f"provider.{name}")
+        world.work("media")
+        assert again(job).status == "succeeded", job.error_detail
+        assert not elsewhere.jobs
+    assert submits(fake) == 1
+
+
+@pytest.mark.parametrize("name", ["sinancode"])
+def test_a_video_that_never_comes_is_given_back_at_the_deadline(name, fake, alice):
+    world.enter(fake)
+    fake.script("result", "404")
+    job = world.submitted(alice, name)
+    world.finish_there(fake)
+    world.look()
+    half_the_time_is_over()
+    for _ in range(5):
+        world.work(f"provider.{name}")
+        assert again(job).step == "collect"
+    time_is_over()
+    assert (again(job).status, job.charged_millicredits) == ("failed", 0)
+    assert job.error_code == "deadline_exceeded"
+    assert world.available(alice) == 1_000_000
+
+
+def half_the_time_is_over() -> None:
+    half = timedelta(seconds=470)
+    Job.objects.update(started_at=F("started_at") - half, end_by=F("end_by") - half)
+
+
+@pytest.mark.parametrize("kind", ["404", "damaged"])
 def test_a_bad_result_is_made_by_the_next_route_at_the_same_price(kind, fakes, alice):
     bad, good = world.forget(fakes["dashscope"]), world.forget(fakes["novita"])
     for fake in (bad, good):
@@ -902,6 +963,8 @@ def test_a_bad_result_is_made_by_the_next_route_at_the_same_price(kind, fakes, a
     quoted, held = job.quoted_millicredits, world.held(alice)
     world.finish_there(bad)
     world.look()
+    if kind == "404":
+        half_the_time_is_over()
     for _ in range(3):
         world.work("provider.dashscope")
     assert again(job).route["name"] == "novita"

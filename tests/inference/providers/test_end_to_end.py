@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 from inference.egress import Egress
-from inference.errors import AnswerLost, Fault, ProviderError
+from inference.errors import AnswerLost, Fault, ProviderError, ResultAway
 from inference.providers import results, transport
 from inference.providers.base import (
     CallbackRefused,
@@ -603,6 +603,7 @@ def test_a_bad_result_is_the_providers_failure_and_leaves_no_file(
         fetch(status, account, http, target)
     assert failed.value.fault is Fault.HEALTH
     assert not failed.value.permanent
+    assert isinstance(failed.value, ResultAway) is (kind in ("404", "403", "redirect"))
     assert not target.exists()
     assert "127.0.0.1" not in failed.value.public
 
