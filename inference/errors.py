@@ -145,6 +145,9 @@ class Fault(StrEnum):
 
     CUSTOMER = "customer"  # the request itself: fail the job, refund
     ACCOUNT = "account"  # our account there: next route, raise an incident
+    MODEL = (
+        "model"  # our account has not this model, option or job: likewise, but stays
+    )
     HEALTH = "health"  # the service: retry, count against the breaker
     BUSY = "busy"  # 429: retry later, counts against nobody
 

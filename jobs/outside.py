@@ -307,9 +307,12 @@ def went_well(account_id: int) -> None:
 
 
 def went_wrong(
-    account_id: int, error: ProviderError, *, is_probe: bool = False
+    account_id: int, error: ProviderError, *, is_probe: bool = False, model: str = ""
 ) -> None:
-    """Note a failed call: pause, breaker or out of order, by whose fault it was."""
+    """Note a failed call: pause, breaker or out of order, by whose fault it was.
+
+    ``model`` is the provider's name for what was asked for.
+    """
     row = ProviderAccount.objects.filter(pk=account_id)
     words = str(error)[:500]
     match error.fault:
@@ -328,6 +331,16 @@ def went_wrong(
                 "until somebody looks at it.",
                 detail={"error": words},
             )
+        case Fault.MODEL:
+            account = row.get()
+            incidents.report(
+                "route_refused",
+                f"{account}, {model or 'a job'}",
+                f"{account} may not use this; its other models go on, and jobs for "
+                "this one take their next route or fail.",
+                detail={"error": words},
+            )
+            accepted(account_id)  # it answered
         case Fault.HEALTH:
             _count_failure(account_id, words, is_probe=is_probe)
         case Fault.CUSTOMER:

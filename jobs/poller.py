@@ -246,6 +246,9 @@ class Poller:
                 line.http, line.provider, ids, line.account
             )
         except ProviderError as error:
+            if error.fault is Fault.MODEL:
+                await self._ask_apart(line, jobs)
+                return
             # Nothing was learned of the jobs; they are asked about again in their turn.
             self._answers += [Answer(due, line.wait_seconds()) for due in jobs]
             if line.failed(error):
@@ -258,6 +261,17 @@ class Poller:
             await self._db(partial(outside.accepted, line.row.pk))
         for due in jobs:
             await self._told(line, due, found[due.provider_id])
+
+    async def _ask_apart(self, line: Line, jobs: Sequence[Due]) -> None:
+        """Ask for each alone after a refusal that is about one of them."""
+        if len(jobs) == 1:
+            # Refused to us, it is as good as unknown.
+            self._answers.append(Answer(jobs[0], line.wait_seconds(), is_known=False))
+            return
+        for due in jobs:
+            line.allowance -= 1
+            line.under_way += 1
+            await self._ask(line, [due])
 
     async def _told(self, line: Line, due: Due, status: RemoteStatus) -> None:
         match status.state:

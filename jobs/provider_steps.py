@@ -129,7 +129,8 @@ def submit(held: Held) -> None:
         _in_doubt(claim, str(lost))
         return
     except ProviderError as error:
-        outside.went_wrong(row.pk, error, is_probe=is_probe)
+        wire_model = job.route["profile"]
+        outside.went_wrong(row.pk, error, is_probe=is_probe, model=wire_model)
         if not was_out:
             with transaction.atomic():
                 lifecycle.record(claim, submit_sent_at=None, provider_account=None)
@@ -239,6 +240,8 @@ def _refused(claim: Claim, job: Job, error: ProviderError) -> None:
             lifecycle.fail(claim, error)
         case Fault.BUSY:
             _wait_or_go_elsewhere(claim, job, error)
+        case Fault.MODEL:
+            lifecycle.reroute(claim, error)
         case Fault.ACCOUNT:
             if outside.usable_accounts(job.route["runner"]):
                 lifecycle.try_again(claim, NotNow(str(error), retry_after_seconds=0.05))

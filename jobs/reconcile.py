@@ -341,7 +341,8 @@ def remote_failure(job_id: UUID, status: RemoteStatus) -> None:
     # Providers bill videos; where one bills a failure too, its answer says so.
     settle_cost(job.pk, status.cost_usd or Decimal(0))
     if job.provider_account_id is not None:
-        outside.went_wrong(job.provider_account_id, error)
+        wire_model = job.route["profile"]
+        outside.went_wrong(job.provider_account_id, error, model=wire_model)
     if error.fault is Fault.CUSTOMER:
         lifecycle.end(job.pk, error)
         return

@@ -28,6 +28,7 @@ from inference.providers.base import (
     BUSY,
     CUSTOMER,
     HEALTH,
+    MODEL,
     UNKNOWN_JOB,
     CallbackHint,
     CallbackRefused,
@@ -97,7 +98,7 @@ class Akool(Provider):
             "1006": ACCOUNT,  # credits insufficient
             "1104": ACCOUNT,  # likewise, seen by others
             "1008": UNKNOWN_JOB,  # content does not exist
-            "1009": ACCOUNT,  # no permission; also what an account without Pro plan gets
+            "1009": MODEL,  # no permission; also what an account without Pro plan gets
             "1015": HEALTH,  # create video error
             "1101": ACCOUNT,  # invalid authorization
             "1102": ACCOUNT,  # authorization empty

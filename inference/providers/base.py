@@ -400,6 +400,8 @@ BAD_AUDIO = ErrorRule(
     Fault.CUSTOMER, "invalid_input", "The sound was refused by the model."
 )
 ACCOUNT = ErrorRule(Fault.ACCOUNT)
+#: The account may not use what this call is about, and everything else as before.
+MODEL = ErrorRule(Fault.MODEL)
 HEALTH = ErrorRule(Fault.HEALTH)
 BUSY = ErrorRule(Fault.BUSY)
 UNKNOWN_JOB = ErrorRule(Fault.HEALTH, unknown_job=True)
@@ -427,7 +429,8 @@ BY_STATUS: Mapping[int, ErrorRule] = MappingProxyType(
 
 #: For answers that are not the provider's own words: a proxy, a wrong base URL, a crash.
 FOREIGN_BY_STATUS: Mapping[int, ErrorRule] = MappingProxyType(
-    {401: ACCOUNT, 402: ACCOUNT, 403: ACCOUNT, 429: BUSY, 503: HEALTH}
+    # A 403 of a proxy or firewall is about one call or all of us, hardly about the key.
+    {401: ACCOUNT, 402: ACCOUNT, 403: HEALTH, 429: BUSY, 503: HEALTH}
 )
 
 

@@ -22,6 +22,7 @@ from inference.providers.base import (
     BUSY,
     CUSTOMER,
     HEALTH,
+    MODEL,
     Capabilities,
     ErrorRule,
     Evidence,
@@ -139,6 +140,7 @@ class DashScope(Provider):
             "Arrearage": ACCOUNT,
             "InvalidApiKey": ACCOUNT,
             "AccessDenied": ACCOUNT,
+            "AccessDenied.Unpurchased": MODEL,
             "ModelNotFound": HEALTH,
             "Model.NotExist": HEALTH,
             "UnsupportedOperation": CUSTOMER,  # a cancel that comes too late

@@ -22,6 +22,7 @@ from inference.providers.base import (
     BUSY,
     CUSTOMER,
     HEALTH,
+    MODEL,
     UNKNOWN_JOB,
     CallbackHint,
     CallbackRefused,
@@ -142,8 +143,8 @@ class Novita(Provider):
             "BILLING_BALANCE_NOT_ENOUGH": ACCOUNT,
             "MISSING_API_KEY": ACCOUNT,  # HTTP 400
             "INVALID_API_KEY": ACCOUNT,
-            "FEATURE_NOT_ALLOWED": ACCOUNT,
-            "API_NOT_ALLOWED": ACCOUNT,
+            "FEATURE_NOT_ALLOWED": MODEL,
+            "API_NOT_ALLOWED": MODEL,
             "NEED_REAL_NAME_VERIFY": ACCOUNT,
             "RATE_LIMIT_EXCEEDED": BUSY,
             "CREATE_TASK_FAILED": HEALTH,

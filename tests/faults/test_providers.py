@@ -918,6 +918,7 @@ def test_a_paid_video_that_cannot_be_had_just_now_is_not_given_up(
         for _ in range(5):
             world.work(f"provider.{name}")
             assert (again(job).step, job.step_tries) == ("collect", 0), job.error_detail
+            assert job.run_after is not None
             pauses.append((job.run_after - timezone.now()).total_seconds())
         assert pauses == sorted(pauses)
         assert pauses[-1] > 8 * pauses[0] > 0
@@ -1150,6 +1151,31 @@ def test_an_account_without_credit_is_taken_out_and_the_others_go_on(name, fake,
     outside.back_in_order(row.pk, by="olga")
     incident.refresh_from_db()
     assert incident.resolved_by == "olga"
+
+
+NOT_OURS = {
+    "dashscope": "AccessDenied.Unpurchased",
+    "novita": "FEATURE_NOT_ALLOWED",
+    "akool": "1009",
+}
+
+
+@pytest.mark.parametrize("name", NOT_OURS)
+def test_one_model_that_is_refused_takes_no_other_from_customers(name, fake, alice):
+    row = world.enter(fake)
+    fake.script("submit", f"error:{NOT_OURS[name]}")
+    job = world.submitted(alice, name)
+    assert (again(job).status, world.held(alice)) == ("failed", 0)
+    incident = Incident.objects.get(resolved_at=None)
+    wire_model = job.route["profile"]
+    assert (incident.kind, incident.subject) == (
+        "route_refused",
+        f"{name}: main, {wire_model}",
+    )
+    row.refresh_from_db()
+    assert (row.out_of_order_at, row.failures_in_row) == (None, 0)
+    rest_is_over(row)
+    assert world.submitted(alice, name).step == "await"
 
 
 @every_provider

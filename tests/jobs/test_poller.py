@@ -88,6 +88,21 @@ def test_one_call_asks_about_as_many_jobs_as_the_provider_takes(akool, alice):
     assert not Job.objects.filter(next_poll_at__lte=Now()).exists()
 
 
+def test_one_id_that_is_not_ours_costs_neither_the_account_nor_the_others(akool, alice):
+    row = world.enter(akool)
+    ids = accept(akool, 3)
+    world.put_out(alice, row, ids)
+    for there in akool.jobs.values():
+        there.created -= 1000
+    akool.script("status", "error:1009", times=2)  # all three; then the first alone
+    ask()
+    steps = sorted(Job.objects.values_list("step", "poll_failures"))
+    assert steps == [("await", 1), ("collect", 0), ("collect", 0)]
+    row.refresh_from_db()
+    assert row.out_of_order_at is None
+    assert not Incident.objects.exists()
+
+
 def test_a_finished_job_goes_to_its_collector_and_a_running_one_waits(novita, alice):
     row = world.enter(novita)
     done, running = world.put_out(alice, row, accept(novita, 2))

@@ -114,7 +114,7 @@ EXPECTED = {
     "1006": Fault.ACCOUNT,
     "1104": Fault.ACCOUNT,
     "1008": Fault.HEALTH,
-    "1009": Fault.ACCOUNT,
+    "1009": Fault.MODEL,
     "1015": Fault.HEALTH,
     "1101": Fault.ACCOUNT,
     "1102": Fault.ACCOUNT,

@@ -429,7 +429,7 @@ def test_a_submit_answered_by_anything_unclear_may_have_been_taken(name, status,
     [
         (301, Fault.HEALTH),
         (401, Fault.ACCOUNT),
-        (403, Fault.ACCOUNT),
+        (403, Fault.HEALTH),
         (404, Fault.HEALTH),
         (429, Fault.BUSY),
         (503, Fault.HEALTH),

@@ -136,7 +136,7 @@ EXPECTED = {
     "UnsupportedOperation": Fault.CUSTOMER,
     "InvalidApiKey": Fault.ACCOUNT,
     "AccessDenied": Fault.ACCOUNT,
-    "AccessDenied.Unpurchased": Fault.ACCOUNT,
+    "AccessDenied.Unpurchased": Fault.MODEL,
     "ModelNotFound": Fault.HEALTH,
     "Model.NotExist": Fault.HEALTH,
     "Throttling": Fault.BUSY,

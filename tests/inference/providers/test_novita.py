@@ -144,8 +144,6 @@ EXPECTED = {
             "BILLING_BALANCE_NOT_ENOUGH",
             "MISSING_API_KEY",
             "INVALID_API_KEY",
-            "FEATURE_NOT_ALLOWED",
-            "API_NOT_ALLOWED",
             "NEED_REAL_NAME_VERIFY",
         ),
         Fault.ACCOUNT,
@@ -161,6 +159,8 @@ EXPECTED = {
         ),
         Fault.HEALTH,
     ),
+    "FEATURE_NOT_ALLOWED": Fault.MODEL,
+    "API_NOT_ALLOWED": Fault.MODEL,
     "RATE_LIMIT_EXCEEDED": Fault.BUSY,
 }
 
