@@ -616,7 +616,7 @@ def _reported(job: Job, status: base.RemoteStatus) -> dict[str, Any]:
     seed = status.notes.get("seed")
     if job.request.get("seed_is_drawn") and isinstance(seed, int):
         told["seed"] = seed
-    words = status.notes.get("prompt")
+    words = status.notes.get("expanded_prompt")
     if "prompt" not in job.resolved and job.resolved.get("expansion") and words:
         told["expanded_prompt"] = str(words)[:5000]
     return told

@@ -237,7 +237,8 @@ class RemoteStatus:
 
     ``unknown``: the provider does not know the id. ``download_headers`` belong to
     ``video_url`` alone and must not follow a redirect to another host.
-    ``notes`` may hold ``seed`` and ``prompt`` as the provider used them.
+    ``notes`` may hold the ``seed`` used, the ``prompt`` as we gave it, and what the
+    provider made of it, ``expanded_prompt``.
     """
 
     state: State

@@ -236,12 +236,15 @@ class DashScope(Provider):
             code = str(output.get("code") or status)
             failure = self.failure(code, str(output.get("message") or ""))
             return {ids[0]: RemoteStatus("failed", error=failure)}
-        prompt = output.get("orig_prompt")
+        notes = {
+            "prompt": output.get("orig_prompt"),
+            "expanded_prompt": output.get("actual_prompt"),
+        }
         return {
             ids[0]: RemoteStatus(
                 state,
                 video_url=output.get("video_url") if state == "succeeded" else None,
-                notes={"prompt": prompt} if prompt else {},
+                notes={name: words for name, words in notes.items() if words},
             )
         }
 

@@ -98,7 +98,7 @@ class Fake(FakeService):
                 "status", "unknown", id=params["id"], request_id=_request_id()
             )
         created = job.created
-        return self.answer(
+        reply = self.answer(
             "status",
             self.state(job),
             id=job.id,
@@ -113,6 +113,10 @@ class Fake(FakeService):
             code=self.reason(job) or "InternalError",
             message="internal text of the vendor",
         )
+        if self.state(job) == "succeeded" and job.body["parameters"]["prompt_extend"]:
+            # Documented for this case; the recorded body is of the other.
+            reply.body["output"]["actual_prompt"] = f"{job.prompt}, in fine detail"
+        return reply
 
     def cancel(self, request: Request, params: dict[str, str]) -> Reply:
         job = self.owned(self.key_of(request), params["id"])

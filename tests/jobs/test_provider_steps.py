@@ -90,6 +90,20 @@ def test_a_seed_the_provider_drew_is_the_one_we_show(name, fake, alice):
     assert provider_steps._reported(job, status) == {}
 
 
+@pytest.mark.parametrize("name", ["dashscope"])
+def test_the_words_a_provider_made_of_a_prompt_are_shown_beside_it(name, fake, alice):
+    world.enter(fake)
+    job = world.submitted(alice, name, prompt="a cat", prompt_expansion=True)
+    world.finish(fake)
+    job.refresh_from_db()
+    assert job.request["prompt"] == "a cat"
+    assert job.resolved["expanded_prompt"] == "a cat, in fine detail"
+    plain = world.submitted(alice, name, prompt="a cat", prompt_expansion=False)
+    world.finish(fake)
+    plain.refresh_from_db()
+    assert "expanded_prompt" not in plain.resolved
+
+
 @pytest.mark.parametrize("name", ["novita"])
 def test_a_full_provider_leaves_jobs_queued_and_starts_no_deadline(name, fake, alice):
     world.enter(fake, concurrent_jobs=1)
