@@ -472,6 +472,17 @@ def settle_cost(job_id: UUID, cost: Decimal | None) -> None:
         _book(job_id, last.fence, last.provider_account, cost)
 
 
+def was_stopped(errand: ProviderErrand) -> None:
+    """The provider stopped the errand's job before it began, and will bill none."""
+    sent = list(sent_attempts(errand.job_id).filter(provider_account=errand.account))
+    is_last = Job.objects.filter(
+        pk=errand.job_id, provider_job_id=errand.provider_job_id
+    ).exists()
+    # A job that went there twice and on from there does not say which of them it was.
+    if sent and (is_last or len(sent) == 1):
+        _book(errand.job_id, sent[-1].fence, errand.account, Decimal(0))
+
+
 def is_not_there(job: Job) -> None:
     """The provider has no job of the last attempt after all, and will bill none.
 

@@ -30,6 +30,7 @@ from jobs.provider_steps import (
     sent_attempts,
     settle_cost,
     was_found,
+    was_stopped,
 )
 from jobs.states import Status, Step
 
@@ -386,6 +387,8 @@ def _try(errand: ProviderErrand) -> None:
         said = f"could not {errand.kind} there: {error}"
         if errand.kind == ProviderErrand.Kind.DELETE:
             _report_copy(errand, said)
+    if said == STOPPED:
+        was_stopped(errand)
     if said:
         lifecycle.note(errand.job_id, "provider", said[:500])
     if said != STOPPED and _leaves_a_copy(errand):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,6 +24,7 @@ from django.utils import timezone
 from structlog.testing import capture_logs
 
 from billing.models import Account, Hold
+from inference.errors import Fault, ProviderError
 from inference.providers import transport
 from jobs import (
     housekeeper,
@@ -841,13 +843,32 @@ def test_a_canceled_job_that_a_callback_finds_late_is_deleted_there(
     assert not calling.jobs
 
 
-def test_a_canceled_job_is_stopped_at_the_provider(fakes, alice):
+def test_a_canceled_job_is_stopped_at_the_provider_and_costs_nothing(fakes, alice):
     fake = world.forget(fakes["dashscope"])
-    world.enter(fake)
+    world.enter(fake, settings=PRICED)
     job = world.submitted(alice, "dashscope")
+    assert bill(job) > 0
     assert lifecycle.cancel(job).status == "canceled"
     reconcile.run_errands()
     assert fake.jobs[job.provider_job_id].canceled
+    assert bill(job) == 0
+
+
+def test_what_is_stopped_at_one_provider_leaves_the_bill_of_the_next(fakes, alice):
+    slow, next_one = world.forget(fakes["dashscope"]), world.forget(fakes["novita"])
+    world.enter(slow, settings=PRICED)
+    world.enter(next_one, settings=PRICED)
+    job = world.submitted(alice, "dashscope")
+    given = job.provider_job_id
+    provider_steps.settle_cost(job.pk, Decimal("0.3"))
+    error = ProviderError("too slow", fault=Fault.HEALTH)
+    assert lifecycle.reroute_waiting(again(job), error)
+    world.work("provider.novita")
+    estimate = again(job).attempts.get(route="novita", step="submit").cost_microdollars
+    assert bill(job) == 300_000 + estimate > 300_000
+    reconcile.run_errands()
+    assert slow.jobs[given].canceled
+    assert bill(job) == estimate
 
 
 def test_a_cancel_while_the_submit_is_under_way_reaches_the_provider(
