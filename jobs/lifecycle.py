@@ -30,7 +30,7 @@ from inference.errors import (
     ProviderError,
     RenderError,
 )
-from jobs import bells, claims, routing, safety, slots, webhooks
+from jobs import bells, claims, incidents, routing, safety, slots, webhooks
 from jobs.claims import Claim
 from jobs.errors import InvalidRequest, ModelUnavailable, NotAcceptableNow, NotFound
 from jobs.models import (
@@ -696,6 +696,8 @@ def _after_close(
     terms = terms or accounts.terms_of_account(job.account_id)
     if job.step == Step.PREPARE:  # later steps work from the prepared files
         JobUpload.objects.filter(job_id=job.pk).delete()
+    if job.step == Step.RECONCILE:
+        incidents.resolve("unknown_fate", str(job.pk), by="its end")
     if job.route.get("kind") == "provider":
         _leave_errand(job.pk, _wanted_no_more(job))
     webhooks.leave(job, event, targets)

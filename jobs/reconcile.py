@@ -275,7 +275,6 @@ def _wait_for_a_person(job: Job, age: timedelta) -> None:
                 str(job.pk),
                 "Refunded after a day without proof; the provider may have billed it.",
             )
-            incidents.resolve("unknown_fate", str(job.pk), by="reconcile")
         return
     if age > INBOX_AFTER:
         incidents.report(
@@ -413,7 +412,10 @@ def _run(errand: ProviderErrand) -> str:
     if not provider.capabilities.delete:
         return ""
     if not transport.delete(http(), provider, one, account):
-        raise _Busy("the provider keeps its copy")
+        # Some refuse an id they do not know: it may be gone since a lost answer.
+        status = transport.status(http(), provider, [one], account)[one]
+        if status.state != "unknown":
+            raise _Busy("the provider keeps its copy")
     return "the provider's copy is deleted"
 
 

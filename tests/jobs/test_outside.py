@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import json
+import sys
 import threading
 from collections import Counter
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.core.management import CommandError, call_command
 from django.db import connection, transaction
 from django.db.models.functions import Now
 
@@ -185,3 +189,36 @@ def test_a_shot_type_is_shaped_by_us_where_the_provider_has_none():
     there = outside.adapter("dashscope")
     there.check(order, outside.as_account(account()))  # nothing is refused
     assert order.shot_type == "single"
+
+
+def add_provider(monkeypatch: pytest.MonkeyPatch, key: str, *options: str) -> None:
+    credentials = json.dumps({"api_key": key})
+    monkeypatch.setattr(sys, "stdin", io.StringIO(credentials))
+    call_command("addprovider", "sinancode", *options, stdout=io.StringIO())
+
+
+def test_an_account_entered_anew_is_used_again_and_its_incident_over(monkeypatch):
+    add_provider(monkeypatch, " sk-old\n")
+    row = ProviderAccount.objects.get()
+    assert json.loads(row.credentials) == {"api_key": "sk-old"}
+    outside.went_wrong(row.pk, ProviderError("402", fault=Fault.ACCOUNT))
+    assert not outside.usable_accounts("sinancode")
+    add_provider(monkeypatch, "sk-new", "--setting=poll_seconds=5")
+    (row,) = outside.usable_accounts("sinancode")
+    assert (row.last_error, row.settings) == ("", {"poll_seconds": 5})
+    assert not Incident.objects.filter(resolved_at=None).exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "options"),
+    [
+        ("", ()),
+        ("sk-te\u200bst", ()),
+        ("sk", ("--setting=poll_seconds=soon",)),
+        ("sk", ("--setting=poll_second=5",)),
+    ],
+)
+def test_an_account_that_could_not_work_is_not_entered(key, options, monkeypatch):
+    with pytest.raises(CommandError):
+        add_provider(monkeypatch, key, *options)
+    assert not ProviderAccount.objects.exists()

@@ -9,9 +9,11 @@ import pytest
 from django.db.models.functions import Now
 from django.utils import timezone
 
+from billing.acting import Deed
 from billing.models import Account
 from inference.providers import transport
-from jobs import reconcile
+from jobs import lifecycle, reconcile
+from jobs.admin.job_acts import ACTS
 from jobs.models import Incident, Job, ProviderAccount, ProviderErrand
 from tests.factories import make_account
 from tests.fakes import FakeService
@@ -28,7 +30,7 @@ def fake(name: str) -> Iterator[FakeService]:
 
 @pytest.fixture
 def alice() -> Account:
-    return make_account("alice", plan="enterprise", credits=10)
+    return make_account("alice", plan="enterprise", credits=100)
 
 
 def errand(
@@ -181,6 +183,57 @@ def test_one_job_that_cannot_be_looked_up_keeps_no_other_from_it(name, fake, ali
     broken.refresh_from_db()
     assert (sound.step, broken.step) == ("await", "reconcile")
     assert Incident.objects.get(kind="job_stuck").subject == str(broken.pk)
+
+
+@pytest.mark.parametrize("name", ["akool", "openai_videos"])
+def test_a_copy_that_is_gone_although_the_answer_was_lost_is_nobodys_to_delete(
+    name, fake, alice
+):
+    row = world.enter(fake)
+    left = errand(fake, row, alice, "delete")
+    world.finish_there(fake)
+    fake.script("delete", "lost")
+    for _ in range(2):
+        ProviderErrand.objects.update(due_at=Now())
+        reconcile.run_errands()
+    assert not fake.jobs
+    assert not ProviderErrand.objects.exists()
+    said = [note.text for note in Job.objects.get(pk=left.job_id).notes.all()]
+    assert said == ["the provider's copy is deleted"]
+
+
+class Olga:
+    def get_username(self) -> str:
+        return "olga"
+
+
+def gives_up(job: Job) -> None:
+    (act,) = [act for act in ACTS if act.name == "give_up"]
+    act.run(job, Deed(Olga(), "it takes too long", {}))
+
+
+def cancels(job: Job) -> None:
+    lifecycle.cancel(job)
+
+
+def is_overdue(job: Job) -> None:
+    world.reconcile_now(age_seconds=25 * 3600)
+
+
+@pytest.mark.parametrize("ends", [gives_up, cancels, is_overdue])
+@pytest.mark.parametrize("name", ["sinancode"])
+def test_when_a_job_in_doubt_has_ended_nobody_need_look_for_it(name, ends, fake, alice):
+    world.enter(fake)
+    fake.script("submit", "lost")
+    job = world.submitted(alice, name)
+    world.reconcile_now(age_seconds=180)
+    in_doubt = Incident.objects.filter(kind="unknown_fate", resolved_at=None)
+    assert in_doubt.get().subject == str(job.pk)
+    job.refresh_from_db()
+    ends(job)
+    job.refresh_from_db()
+    assert job.finished_at is not None
+    assert not in_doubt.exists()
 
 
 @pytest.mark.parametrize("name", ["novita"])

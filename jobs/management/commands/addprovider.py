@@ -66,13 +66,10 @@ class Command(BaseCommand):
                 "weight": options["weight"],
                 "concurrent_jobs": options["concurrent_jobs"],
                 "is_enabled": True,
-                "out_of_order_at": None,
-                "failures_in_row": 0,
-                "open_until": None,
-                "rest_until": None,
-                "last_error": "",
             },
         )
+        outside.back_in_order(row.pk, by="addprovider")
+        row.refresh_from_db()
         if options["route"]:
             add_route(options["provider"], *options["route"].partition("=")[::2])
         self.stdout.write(f"{row} at {row.base_url}: {', '.join(sorted(kept))}")
