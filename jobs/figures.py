@@ -13,6 +13,9 @@ from typing import Any
 
 from django.db import connection
 
+from jobs import outside
+from jobs.models import ProviderAccount
+
 #: Attempts looked at for durations: more than an hour's on a large installation.
 NEWEST = 50_000
 
@@ -83,9 +86,8 @@ SELECT name, queues, doing,
 """
 
 _PROVIDERS = """
-SELECT a.provider, a.name,
-       (a.is_enabled AND a.out_of_order_at IS NULL
-        AND (a.open_until IS NULL OR a.open_until <= now())) AS is_usable,
+SELECT a.id, a.provider, a.name,
+       (a.open_until IS NULL OR a.open_until <= now()) AS is_usable,
        a.failures_in_row,
        coalesce(a.poll_interval_seconds, 0) AS poll_seconds,
        extract(epoch FROM now() - a.last_ok_at) AS since_ok_seconds,
@@ -154,7 +156,13 @@ def workers() -> list[Row]:
 
 
 def providers() -> list[Row]:
-    return list(_rows(_PROVIDERS))
+    accounts = ProviderAccount.objects.all()
+    able = {account.pk for account in accounts if not outside.why_not(account)}
+    rows = list(_rows(_PROVIDERS))
+    return [
+        Row({**row.values, "is_usable": row.is_usable and row.id in able})
+        for row in rows
+    ]
 
 
 def incidents() -> list[Row]:

@@ -182,6 +182,8 @@ class ProviderAccountForm(ReasonedModelForm):
         for name in ("weight", *_LIMITS):
             if (limit := cleaned.get(name)) is not None and not 0 < limit < math.inf:
                 self.add_error(name, "It must be more than 0.")
+        if self.instance._state.adding and not self.data.get("new_credentials"):
+            self.add_error("new_credentials", "A new account needs its credentials.")
         if "settings" in cleaned and cleaned.get("provider"):
             adapter = outside.adapter(cleaned["provider"])
             if problem := adapter.settings_problem(cleaned["settings"]):
@@ -236,6 +238,7 @@ class ProviderAccountAdmin(NoDelete, ReasonedAdmin):
     list_filter = ("provider", "is_enabled")
     search_fields = ("provider", "name", "base_url")
     readonly_fields = (
+        "takes_jobs",
         "callback_url",
         "failures_in_row",
         "open_until",
@@ -273,6 +276,14 @@ class ProviderAccountAdmin(NoDelete, ReasonedAdmin):
     def health(self, row: ProviderAccount) -> str:
         return health_of(row)
 
+    @admin.display(description="takes jobs")
+    def takes_jobs(self, row: ProviderAccount) -> str:
+        """Say whether a job may go there at all, and if not, why."""
+        if row._state.adding:
+            return "shown once the account is saved"
+        reason = outside.why_not(row)
+        return f"no: {reason}" if reason else "yes"
+
     @admin.display(description="callback URL")
     def callback_url(self, row: ProviderAccount) -> str:
         """Show the address to enter at the provider, or why there is none."""
@@ -308,6 +319,8 @@ def health_of(row: ProviderAccount) -> str:
         return "out of order"
     if not row.is_enabled:
         return "off"
+    if outside.why_not(row):
+        return "unusable"
     if row.open_until is not None and row.open_until > now:
         return "failing"
     if row.rest_until is not None and row.rest_until > now:

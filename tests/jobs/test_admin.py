@@ -34,6 +34,8 @@ from inference.contracts import Artifact
 from inference.errors import RenderError, StorageUnavailable
 from inference.storage import Storage
 from jobs import claims, effects, incidents, lifecycle, provider_steps, routing
+from inference.errors import RenderError
+from jobs import claims, effects, figures, incidents, lifecycle, provider_steps, routing
 from jobs.models import (
     Effect,
     Incident,
@@ -629,6 +631,37 @@ def test_credentials_of_a_provider_go_in_and_never_come_out(olga: Client) -> Non
     assert json.loads(row.credentials) == {"api_key": "sk-pasted"}
 
 
+def test_an_account_that_can_take_no_job_is_not_called_well(
+    olga: Client, settings: Any
+) -> None:
+    settings.S3_PUBLIC_ENDPOINT_URL = "http://127.0.0.1:8333"
+    row = ProviderAccount.objects.create(
+        provider="novita",
+        name="main",
+        base_url="https://api.novita.ai",
+        credentials='{"api_key": "sk-test"}',
+    )
+    url = f"/admin/jobs/provideraccount/{row.pk}/change/"
+
+    def shown() -> tuple[str, str, bool]:
+        listed = olga.get("/admin/jobs/provideraccount/").content.decode()
+        (health,) = re.findall(r"\b(unusable|well)\b", listed)
+        (usable,) = (line.is_usable for line in figures.providers())
+        return health, olga.get(url).content.decode(), usable
+
+    health, page, usable = shown()
+    assert (health, usable) == ("unusable", False)
+    assert "no: Novita AI reads pictures by URL" in page
+    settings.S3_PUBLIC_ENDPOINT_URL = "https://files.example"
+    health, page, usable = shown()
+    assert (health, usable) == ("well", True)
+    assert "no: Novita" not in page
+    ProviderAccount.objects.update(credentials="{}")
+    health, page, usable = shown()
+    assert (health, usable) == ("unusable", False)
+    assert "has no api_key" in page
+
+
 NOVITA = {
     "provider": "novita",
     "name": "main",
@@ -656,6 +689,7 @@ def test_the_settings_of_a_provider_account_may_be_emptied(
         ("settings", '{"poll_seconds": "10 s"}', "must be a number of seconds"),
         ("settings", '{"sizes": {"720p": "1280x720"}}', "there is no"),
         ("settings", '{"usd_per_second": {"720p": NaN}}', "prices by tier"),
+        ("new_credentials", "", "A new account needs its credentials."),
         ("weight", "0", "It must be more than 0."),
         ("concurrent_jobs", "0", "It must be more than 0."),
         ("submits_per_second", "-1", "It must be more than 0."),

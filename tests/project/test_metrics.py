@@ -105,7 +105,8 @@ def test_workers_webhooks_providers_and_incidents_are_shown() -> None:
     event = WebhookEvent.objects.create(account=account, mode="live", type="test")
     WebhookDelivery.objects.create(event=event, url="https://a.example", lane="a")
     ProviderAccount.objects.create(
-        provider="novita", name="main", base_url="https://n.example",
+        provider="sinancode", name="main", base_url="https://n.example",
+        credentials='{"api_key": "sk"}',
         failures_in_row=2, poll_interval_seconds=4.0, last_ok_at=Now(),
     )  # fmt: skip
     incidents.report("ledger", "alice", "does not add up")
@@ -114,9 +115,9 @@ def test_workers_webhooks_providers_and_incidents_are_shown() -> None:
     assert found["worker_claims", "gpu@one"] == 1
     assert found["worker_progress", "j1", "generate", "gpu@one"] == 0.5
     assert found[("webhooks_due",)] == 1
-    assert found["provider_usable", "main", "novita"] == 1
-    assert found["provider_failures_in_row", "main", "novita"] == 2
-    assert found["provider_poll_seconds", "main", "novita"] == 4
+    assert found["provider_usable", "main", "sinancode"] == 1
+    assert found["provider_failures_in_row", "main", "sinancode"] == 2
+    assert found["provider_poll_seconds", "main", "sinancode"] == 4
     assert found["incidents_open", "ledger"] == 1
     assert found[("housekeeper_running",)] == 0
     assert found[("poller_running",)] == 0
