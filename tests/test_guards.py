@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from inference.catalogue import MODELS
-from inference.registry import PROVIDERS, RUNNERS
+from inference.registry import PROVIDERS, RUNNERS, provider
 from jobs.dialects import DIALECTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,3 +68,18 @@ def test_every_route_of_the_catalogue_has_something_that_runs_it() -> None:
 def test_every_model_can_be_rehearsed() -> None:
     for model in MODELS.values():
         assert any(route.simulates for route in model.routes), model.name
+
+
+def test_the_operators_page_names_each_providers_credentials() -> None:
+    page = (ROOT / "docs" / "operating.md").read_text("utf-8")
+    _, _, table = page.partition("| provider | credentials | pictures |")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in table.partition("\n\n")[0].splitlines()[2:]
+    ]
+    assert [row[0].strip("`") for row in rows] == sorted(PROVIDERS, key=str.lower)
+    for name, told, pictures in rows:
+        adapter = provider(name.strip("`"))
+        fields = [field.name for field in adapter.credential_fields]
+        assert re.findall("`([a-z_]+)`", told) == fields, name
+        assert ("URL" in pictures) == (adapter.capabilities.picture.form == "url")
