@@ -33,8 +33,6 @@ from billing.models import Account, Entry, Plan, PriceRow, Transfer
 from inference.contracts import Artifact
 from inference.errors import RenderError, StorageUnavailable
 from inference.storage import Storage
-from jobs import claims, effects, incidents, lifecycle, provider_steps, routing
-from inference.errors import RenderError
 from jobs import claims, effects, figures, incidents, lifecycle, provider_steps, routing
 from jobs.models import (
     Effect,
