@@ -32,13 +32,6 @@ SELECT extract(epoch FROM prepare.started_at - j.created_at)::float8
  WHERE j.id = ANY(%s::uuid[])
 """
 
-_PAUSES = """
-SELECT extract(epoch FROM started_at - before)::float8 FROM (
-    SELECT started_at, lag(ended_at) OVER (ORDER BY started_at) AS before
-      FROM jobs_attempt WHERE step = 'generate' AND job_id = ANY(%s::uuid[])
-) AS attempts WHERE before IS NOT NULL
-"""
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bench_overhead", description=__doc__)
@@ -79,7 +72,7 @@ def starts(count: int) -> tuple[float, float, float]:
                 ]
                 for job in queued:
                     running.wait_for_job(client, job)
-            pauses = [row[0] for row in running.sql(_PAUSES, queued)]
+            pauses = running.pauses(queued)
             found = [row[0] for row in running.sql(_STARTS, jobs[2:])]
             redis = running.redis()
             took = []

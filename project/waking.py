@@ -7,34 +7,45 @@ wait for the loop's next timer, up to a second after every job.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps
 from celery.concurrency.thread import TaskPool
-from kombu.asynchronous import get_event_loop
+
+if TYPE_CHECKING:
+    from kombu.asynchronous import Hub
 
 
 class WakingPool(TaskPool):
     """Threads of which each that becomes free turns the worker's loop."""
 
+    #: kombu's own "current loop" is None for good once Redis was away.
+    loop: Hub | None = None
+
     def on_apply(self, *args: Any, **options: Any) -> Any:
         result = super().on_apply(*args, **options)
-        result.f.add_done_callback(_wake)
+        result.f.add_done_callback(self._wake)
         return result
+
+    def _wake(self, _: object) -> None:
+        if self.loop is not None:
+            self.loop.call_soon(_nothing)
 
 
 class WakingStep(bootsteps.Step):
-    """Gives a worker of threads the waking kind of them; comes before it makes any."""
+    """Gives a worker of threads the waking kind of them."""
+
+    requires = ("celery.worker.components:Pool",)
 
     def __init__(self, parent: Any, **options: Any) -> None:
+        # All steps are made before the first one, the pool's, makes anything.
         if parent.pool_cls is TaskPool:
             parent.pool_cls = WakingPool
         super().__init__(parent, **options)
 
-
-def _wake(_: object) -> None:
-    if (loop := get_event_loop()) is not None:
-        loop.call_soon(_nothing)
+    def create(self, parent: Any) -> None:
+        if isinstance(parent.pool, WakingPool):
+            parent.pool.loop = parent.hub
 
 
 def _nothing() -> None:

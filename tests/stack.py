@@ -155,6 +155,17 @@ class LiveStack:
 
         time.sleep(CACHE_SECONDS)
 
+    def pauses(self, jobs: list[str]) -> list[float]:
+        """Return the seconds for which the engine's worker did nothing between them."""
+        rows = self.sql(
+            "SELECT extract(epoch FROM started_at - before)::float8 FROM ("
+            " SELECT started_at, lag(ended_at) OVER (ORDER BY started_at) AS before"
+            " FROM jobs_attempt WHERE step = 'generate' AND job_id = ANY(%s::uuid[])"
+            ") AS attempts WHERE before IS NOT NULL ORDER BY 1",
+            jobs,
+        )
+        return [pause for (pause,) in rows]
+
     def check_ledger(self) -> None:
         self.manage("check_ledger")
 
