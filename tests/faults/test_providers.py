@@ -915,7 +915,6 @@ def test_a_result_that_is_no_video_fails_the_job_and_costs_nothing(
     assert row.failures_in_row == 1
 
 
-@pytest.mark.parametrize("kind", ["404", "damaged", "damaged-sound"])
 @every_provider
 @pytest.mark.parametrize("trouble", ["result:403", "result:404", "status:503"])
 def test_a_paid_video_that_cannot_be_had_just_now_is_not_given_up(
@@ -975,7 +974,7 @@ def half_the_time_is_over() -> None:
     Job.objects.update(started_at=F("started_at") - half, end_by=F("end_by") - half)
 
 
-@pytest.mark.parametrize("kind", ["404", "damaged"])
+@pytest.mark.parametrize("kind", ["404", "damaged", "damaged-sound"])
 def test_a_bad_result_is_made_by_the_next_route_at_the_same_price(kind, fakes, alice):
     bad, good = world.forget(fakes["dashscope"]), world.forget(fakes["novita"])
     for fake in (bad, good):
