@@ -392,6 +392,7 @@ def order(
     reference: str,
     wire_model: str,
     provider: str,
+    account: base.ProviderAccount | None = None,
     size: tuple[int, int] = (1280, 720),
     prompt: str | None = None,
     image: base.Picture | None = None,
@@ -403,10 +404,11 @@ def order(
     """Return what a provider is asked for: the request without what we do ourselves.
 
     Watermark, exact length and size, and sound the provider cannot make are ours.
+    ``account`` is whom it goes to: its settings may say what its server can make.
     ``safety_checker`` is what our policy decided, not what the customer asked for.
     """
     model = MODELS[request.model]
-    wire = adapter(provider).models.get(wire_model)
+    wire = _wire_model(provider, wire_model, account)
     offers = frozenset[str]() if wire is None else wire.options
     audio: AudioMode = request.audio.mode
     if wire is None or audio not in wire.audio or (audio == "url" and not audio_url):
@@ -460,6 +462,17 @@ def order(
     return replace(job, **neutral)
 
 
+def _wire_model(
+    provider: str, name: str, account: base.ProviderAccount | None
+) -> base.WireModel | None:
+    if account is None:
+        return adapter(provider).models.get(name)
+    try:
+        return adapter(provider).model(name, account)
+    except Unsupported:
+        return None
+
+
 def expands(*, provider: str, wire_model: str) -> bool:
     """Return whether the provider writes the shot description itself when asked."""
     wire = adapter(provider).models.get(wire_model)
@@ -486,11 +499,18 @@ def check(
     accounts: Sequence[ProviderAccount],
 ) -> None:
     """Raise Unsupported naming the field when none of the accounts can make this."""
-    job = order(request, reference="check", wire_model=wire_model, provider=provider)
     refused: Unsupported | None = None
     for row in accounts:
+        account = as_account(row)
+        job = order(
+            request,
+            reference="check",
+            wire_model=wire_model,
+            provider=provider,
+            account=account,
+        )
         try:
-            adapter(provider).check(job, as_account(row))
+            adapter(provider).check(job, account)
         except Unsupported as error:
             refused = error
         else:

@@ -199,6 +199,7 @@ def _asked(job: Job, account: base.ProviderAccount) -> base.ProviderJob:
         reference="asked",
         wire_model=job.route["profile"],
         provider=job.route["runner"],
+        account=account,
         audio_url="checked and stored" if _may_hear(job, account) else None,
     )
 
@@ -396,6 +397,7 @@ def _order(
         "reference": job.submit_token,
         "wire_model": job.route["profile"],
         "provider": job.route["runner"],
+        "account": account,
         "size": size,
         "prompt": job.resolved.get("prompt"),
         "audio_url": _link(job.inputs["audio"], world)

@@ -147,15 +147,16 @@ class OpenAIVideos(Provider):
 
     def model(self, name: str, account: ProviderAccount) -> WireModel:
         """Return the facts of a model; other servers' models come from the settings."""
-        given = account.settings
-        if name in self.models and not given.get("seconds") and not given.get("sizes"):
-            return self.models[name]
-        if name not in self.models and name not in given.get("models", (name,)):
+        given, known = account.settings, self.models.get(name)
+        if known is None and name not in given.get("models", (name,)):
             return super().model(name, account)
-        sound = given.get("sound", name in self.models)
+        sound = given.get("sound", known is not None)
+        lengths = given.get("seconds", known.seconds if known else SECONDS)
         return WireModel(
-            seconds=tuple(sorted(int(s) for s in given.get("seconds", SECONDS))),
-            tiers=MappingProxyType(dict(given.get("sizes", SIZES))),
+            seconds=tuple(sorted(int(length) for length in lengths)),
+            tiers=MappingProxyType(
+                dict(given.get("sizes", known.tiers if known else SIZES))
+            ),
             audio=frozenset({"generate"}) if sound else frozenset(),
             prompt_required=True,
         )
