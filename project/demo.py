@@ -156,6 +156,12 @@ def add_provider(env: dict[str, str], provider: str, fake: Fake, route: str) -> 
         raise DemoFailed(f"addprovider failed:\n{done.stderr}")
 
 
+def remove_provider(env: dict[str, str], provider: str) -> None:
+    """Switch the account off: its address is dead once the fake has ended."""
+    argv = [*MANAGE, "addprovider", provider, "--name=demo", "--off"]
+    subprocess.run(argv, env=env, stdin=subprocess.DEVNULL, check=False)
+
+
 def running(home: Path) -> str | None:
     url = state.addresses(home).get("PUBLIC_URL")
     try:

@@ -184,6 +184,32 @@ def test_sound_the_provider_cannot_make_is_made_here():
     assert order.audio_mode == "none"
 
 
+@pytest.mark.parametrize(
+    ("settings", "mode"),
+    [
+        ({}, "generate"),
+        ({"sound": False}, "none"),
+        ({"sound": False, "seconds": [4]}, "none"),
+    ],
+)
+def test_sound_a_server_of_the_same_format_lacks_is_made_here(
+    settings: dict[str, Any], mode: str
+) -> None:
+    there = base.ProviderAccount(
+        "own", "https://own.example", {"api_key": "k"}, settings
+    )
+    request = make_request("wan2.7-i2v", seconds=4, tier="720p", prompt="waves")
+    order = outside.order(
+        request,
+        reference="r",
+        wire_model="sora-2",
+        provider="openai_videos",
+        account=there,
+    )
+    outside.adapter("openai_videos").check(order, there)
+    assert order.audio_mode == mode
+
+
 def test_a_shot_type_is_shaped_by_us_where_the_provider_has_none():
     order = ordered("wan2.7-i2v", "dashscope", "wan2.7-i2v", shot_type="multi")
     there = outside.adapter("dashscope")
@@ -195,6 +221,16 @@ def add_provider(monkeypatch: pytest.MonkeyPatch, key: str, *options: str) -> No
     credentials = json.dumps({"api_key": key})
     monkeypatch.setattr(sys, "stdin", io.StringIO(credentials))
     call_command("addprovider", "sinancode", *options, stdout=io.StringIO())
+
+
+def test_an_account_switched_off_by_command_keeps_its_credentials(monkeypatch):
+    add_provider(monkeypatch, "one")
+    call_command("addprovider", "sinancode", "--off")
+    row = ProviderAccount.objects.get(provider="sinancode")
+    assert not row.is_enabled
+    assert json.loads(row.credentials) == {"api_key": "one"}
+    with pytest.raises(CommandError, match="no account 'second'"):
+        call_command("addprovider", "sinancode", "--name=second", "--off")
 
 
 def test_an_account_entered_anew_is_used_again_and_its_incident_over(monkeypatch):

@@ -36,12 +36,20 @@ class Command(BaseCommand):
             help="an option of its adapter; the value is JSON, or else text",
         )
         parser.add_argument(
+            "--off",
+            action="store_true",
+            help="only switch the account off; it is left as it is, stdin unread",
+        )
+        parser.add_argument(
             "--route",
             metavar="MODEL=WIRE_MODEL",
             help="also let this provider make a public model, by its own name for it",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
+        if options["off"]:
+            switch_off(options["provider"], options["name"])
+            return
         adapter = outside.adapter(options["provider"])
         try:
             credentials = json.load(sys.stdin)
@@ -75,6 +83,12 @@ class Command(BaseCommand):
         self.stdout.write(f"{row} at {row.base_url}: {', '.join(sorted(kept))}")
         if reason := outside.why_not(row):
             self.stderr.write(f"it takes no job yet: {reason}")
+
+
+def switch_off(provider: str, name: str) -> None:
+    found = ProviderAccount.objects.filter(provider=provider, name=name)
+    if not found.update(is_enabled=False):
+        raise CommandError(f"there is no account {name!r} at {provider}")
 
 
 def setting(text: str) -> tuple[str, Any]:

@@ -64,7 +64,10 @@ class Command(BaseCommand):
             env = os.environ | {"EGRESS_ALLOW_HOSTS": fake.host}
             with demo.stack(home, self.say, env=env) as url:
                 demo.add_provider(env, provider, fake, ask.route)
-                return self.make_video(url, env, ask, options)
+                try:
+                    return self.make_video(url, env, ask, options)
+                finally:
+                    demo.remove_provider(env, provider)
 
     def make_video(
         self, url: str, env: dict[str, str], ask: demo.Ask, options: dict[str, Any]
