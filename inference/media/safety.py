@@ -115,10 +115,13 @@ def enforce(verdict: Verdict, policy: SafetyPolicy) -> dict[str, Any]:
 
 _SEXUAL = re.compile(
     r"\b(?:nudes?|nudity|naked(?![ -](?:eye|mole))|nsfw|porn\w*|hentai|xxx|bottomless"
-    r"|topless(?! (?:convertible|car|cab|roadster|jeep|bus|boat))|undress\w*|unclothed"
+    r"|topless(?! (?:convertible|roadster|jeep|bus|(?:car|cab|boat)"
+    r"(?! (?:wash|show|party|girl|wom[ae]n))))|undress\w*|unclothed"
     r"|strip(?:s|ping)?[ -]?tease\w*|strip(?:s|ping)? (?:naked|nude|bare|for (?:me|us"
     r"|him|her|the camera)|(?:off|out of|down to) (?:her|his|their))"
-    r"|(?:he|she|man|woman|boy|girl)(?: is)? strip(?:s|ping)(?= *(?:$|[.,;!]|slowly|on ))"
+    r"|(?:s?he|they|(?:wo)?m[ae]n|(?:school)?(?:boy|girl)s?|teen(?:s|agers?)?"
+    r"|child(?:ren)?|kids?)(?: is| are)?(?: \w+ly)? strip(?:s|ping)"
+    r"(?! (?:the|an?|some|old|away|wallpaper|paint|bark)\b)"
     r"|lewd|erotic\w*|orgasm\w*|masturbat\w*|blow ?job"
     r"|genital\w*|penis\w*|vagina\w*|nipples?|cum ?shot|fellatio|cunnilingus"
     r"|(?:having|have|has|explicit|hardcore) sex|sex (?:act|scene|tape)s?"
