@@ -123,7 +123,7 @@ _MATCHERS = tuple((move, re.compile(words, re.IGNORECASE)) for move, words in _W
 #: What makes of the words after it what shall not be, up to two words further on.
 _NOT = re.compile(
     r"(?:\b(?:no|not|never|without|avoid|dont)|n['\u2019]t)[^\S\n]+"
-    r"(?:(?!(?:but|then|instead|while|just|only)\b)[\w'\u2019-]+[^\S\n]+){0,2}\Z"
+    r"(?:(?!(?:but|then|instead|while|just|only|stops?|stopping)\b)[\w'\u2019-]+[^\S\n]+){0,2}\Z"
     r"|(?:不|(?:不要|请勿|避免|没有)\w{0,4})\Z",
     re.IGNORECASE,
 )
@@ -194,10 +194,12 @@ def read_moves(prompt: str) -> tuple[Move, ...]:
     found: dict[Move, int] = {}
     refused: set[Move] = set()
     for move, matcher in _MATCHERS:
-        for match in matcher.finditer(prompt):
-            start = match.start()
-            if _NOT.search(prompt, max(0, start - _NOT_REACH), start) is None:
-                found[move] = start
+        at = 0
+        # One that is refused may hold the beginning of one that is wanted.
+        while (match := matcher.search(prompt, at)) is not None:
+            at = match.start() + 1
+            if _NOT.search(prompt, max(0, at - 1 - _NOT_REACH), at - 1) is None:
+                found[move] = at - 1
                 break
             refused.add(move)
     for one, other in _OPPOSITES:
