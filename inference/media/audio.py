@@ -127,10 +127,11 @@ def save_wav(sound: Sound, path: Path) -> None:
     """Write 16-bit PCM: a sound made safe, to be kept.
 
     One whose peaks are over full scale (floats may be) is made quieter, not clipped; its
-    loudness is set later anyway.
+    loudness is set later anyway. What is far over it is damage and is clipped.
     """
-    peak = max(1.0, float(np.abs(sound.samples).max(initial=0.0)))
-    pcm = np.round(sound.samples * (32767 / peak)).astype("<i2")
+    peak = min(8.0, max(1.0, float(np.abs(sound.samples).max(initial=0.0))))
+    scaled = np.round(sound.samples * (32767 / peak))
+    pcm = np.clip(scaled, -32768, 32767).astype("<i2")
     with wave.open(str(path), "wb") as out:
         out.setnchannels(2)
         out.setsampwidth(2)

@@ -123,6 +123,15 @@ def test_what_is_over_full_scale_is_kept_undistorted(tmp_path):
     assert np.abs(again.samples - quiet.samples).max() < 1e-4  # as loud as it was
 
 
+def test_one_broken_sample_makes_the_rest_no_dust(tmp_path):
+    samples = tone(4, level=0.25).copy()
+    samples[1000] = 1e6
+    audio.save_wav(Sound(samples), tmp_path / "kept.wav")
+    kept = audio.load(tmp_path / "kept.wav", limits=Limits())
+    assert np.abs(kept.samples).max() <= 1.0
+    assert np.abs(kept.samples[RATE : 2 * RATE]).max() > 0.25 / 8 * 0.99
+
+
 def test_silence_is_refused(tmp_path):
     path = write_sound(tmp_path / "in", tone(5, level=0.0), kind="mp3")
     assert "silent" in _refusal(path)
