@@ -182,9 +182,10 @@ def _take(claim: Claim, job: Job) -> outside.Taken:
         return outside.Taken(job.provider_account, is_probe=False)
     name = job.route["runner"]
     provider = outside.adapter(name)
+    # An earlier try may have left one: the job would fill the place it asks for. Not
+    # below, where the account is locked before the job, as when a lost job is found.
+    lifecycle.record(claim, provider_account=None)
     with transaction.atomic():
-        # An earlier try may have left one: the job would fill the place it asks for.
-        lifecycle.record(claim, provider_account=None)
         taken = outside.take_account(
             name, can=lambda account: provider.check(_asked(job, account), account)
         )
@@ -242,7 +243,11 @@ def _refused(claim: Claim, job: Job, error: ProviderError) -> None:
         case Fault.BUSY:
             _wait_or_go_elsewhere(claim, job, error)
         case Fault.MODEL:
-            lifecycle.reroute(claim, error)
+            others = len(outside.usable_accounts(job.route["runner"])) > 1
+            if others and claim.tries + 1 < settings.STEP_TRIES:
+                lifecycle.try_again(claim, error)  # another account may have it
+            else:
+                lifecycle.reroute(claim, error)
         case Fault.ACCOUNT:
             if outside.usable_accounts(job.route["runner"]):
                 lifecycle.try_again(claim, NotNow(str(error), retry_after_seconds=0.05))
@@ -477,11 +482,13 @@ def settle_cost(job_id: UUID, cost: Decimal | None) -> None:
 def was_stopped(errand: ProviderErrand) -> None:
     """The provider stopped the errand's job before it began, and will bill none."""
     sent = list(sent_attempts(errand.job_id).filter(provider_account=errand.account))
-    is_last = Job.objects.filter(
-        pk=errand.job_id, provider_job_id=errand.provider_job_id
-    ).exists()
-    # A job that went there twice and on from there does not say which of them it was.
-    if sent and (is_last or len(sent) == 1):
+    job = Job.objects.only("provider_job_id", "provider_account_id").get(
+        pk=errand.job_id
+    )
+    is_last = job.provider_job_id == errand.provider_job_id
+    # A job that is there again, or went there twice and on, does not say which it was.
+    has_left = job.provider_account_id != errand.account_id
+    if sent and (is_last or (has_left and len(sent) == 1)):
         _book(errand.job_id, sent[-1].fence, errand.account, Decimal(0))
 
 

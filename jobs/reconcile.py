@@ -105,8 +105,7 @@ def _is_settled(job: Job) -> bool:
     if one := job.provider_job_id:
         status = transport.status(http(), provider, [one], account)[one]
         if status.state != "unknown":
-            was_found(job.pk, one, token=job.submit_token)
-            return True
+            return was_found(job.pk, one, token=job.submit_token)
         evidence = Evidence.NONE  # it has an id that the provider does not know now
     if evidence is Evidence.CLIENT_TOKEN and not _was_resent(job):
         _send_again(job, keep_token=True)
@@ -114,8 +113,7 @@ def _is_settled(job: Job) -> bool:
     if evidence is Evidence.TASK_LIST:
         found = _candidates(job, provider, account)
         if len(found.candidates) == 1 and not _has_rivals(job):
-            was_found(job.pk, found.candidates[0], token=job.submit_token)
-            return True
+            return was_found(job.pk, found.candidates[0], token=job.submit_token)
         is_settled = found.conclusive and age > SETTLED
         if not found.candidates and is_settled and _is_absent(job, provider, account):
             _was_never_there(job)

@@ -1198,6 +1198,18 @@ def test_one_model_that_is_refused_takes_no_other_from_customers(name, fake, ali
     assert world.submitted(alice, name).step == "await"
 
 
+def test_a_model_that_one_account_lacks_is_made_by_another(fakes, alice):
+    fake = world.forget(fakes["novita"])
+    for account in ("main", "second"):
+        world.enter(fake, account)
+    fake.script("submit", f"error:{NOT_OURS['novita']}", times=1)
+    job = world.submitted(alice, "novita")
+    assert (again(job).status, job.step) == ("running", "submit")
+    Job.objects.update(run_after=None)
+    world.work("provider.novita")
+    assert again(job).step == "await"
+
+
 @every_provider
 def test_without_any_account_left_the_job_is_given_back(name, fake, alice):
     world.enter(fake, key="sk-invalid")
