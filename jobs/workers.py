@@ -70,6 +70,7 @@ def _report(worker: Worker, heart: Heart) -> None:
             started_at=worker.started_at,
             doing=doing,
             safety=worker.safety,
+            certificate_until=worker.certificate_until,
         )
         log.info("came_back_to_the_list")
 

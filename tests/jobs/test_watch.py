@@ -266,12 +266,16 @@ def test_a_silent_worker_is_an_incident_until_it_speaks(db: None) -> None:
 def test_a_worker_taken_for_dead_comes_back_with_its_queues(db: None) -> None:
     started = datetime(2026, 11, 1, tzinfo=UTC)
     worker = Worker.objects.create(
-        name="gpu@one", queues=["gpu.wan2.2"], started_at=started
+        name="gpu@one",
+        queues=["gpu.wan2.2"],
+        started_at=started,
+        certificate_until=started,
     )
     Worker.objects.filter(name="gpu@one").delete()
     workers._report(worker, claims.Heart())
     row = Worker.objects.get()
     assert (row.queues, row.started_at) == (["gpu.wan2.2"], started)
+    assert row.certificate_until == started
     assert row.seen_at > started
 
 
