@@ -27,9 +27,11 @@ def text(name: str, default: str | None = None) -> str:
 
 def spare_loopback_the_proxy() -> None:
     """Have this process and its children reach this machine without ``HTTP_PROXY``."""
-    for name in ("NO_PROXY", "no_proxy"):
-        known = os.environ.get(name, "")
-        os.environ[name] = ",".join(filter(None, [known, "127.0.0.1,localhost,::1"]))
+    names = ("no_proxy", "NO_PROXY")  # whoever reads both prefers the first
+    known = [given for name in names if (given := os.environ.get(name))]
+    spared = ",".join(dict.fromkeys([*known, "127.0.0.1,localhost,::1"]))
+    for name in names:
+        os.environ[name] = "*" if "*" in known else spared
 
 
 def integer(name: str, default: int | None = None, *, minimum: int = 0) -> int:

@@ -192,3 +192,26 @@ def test_a_table_is_read_from_one_line(monkeypatch):
     monkeypatch.setenv("A_TABLE", "a")
     with pytest.raises(ImproperlyConfigured, match="A_TABLE: 'a' is not name=value"):
         env.pairs("A_TABLE")
+
+
+@pytest.mark.parametrize(
+    ("given", "spared"),
+    [
+        ({}, "127.0.0.1,localhost,::1"),
+        ({"NO_PROXY": ".corp.example"}, ".corp.example,127.0.0.1,localhost,::1"),
+        (
+            {"no_proxy": "a.example", "NO_PROXY": "b.example"},
+            "a.example,b.example,127.0.0.1,localhost,::1",
+        ),
+        ({"NO_PROXY": "*"}, "*"),
+    ],
+)
+def test_loopback_is_spared_the_proxy_beside_what_the_operator_spares(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], spared: str
+) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    env.spare_loopback_the_proxy()
+    assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == spared
