@@ -171,6 +171,14 @@ def running(home: Path) -> str | None:
     return url if alive else None
 
 
+def serves(url: str, model: str) -> bool:
+    """Return whether a running stack has workers that make the model."""
+    from project.stack import gpu_queues
+
+    told = httpx.get(f"{url}/readyz", timeout=10, trust_env=False).json()
+    return all(told["workers"].get(queue) for queue in gpu_queues([model]))
+
+
 def _answers(url: str) -> bool:
     return httpx.get(url, timeout=2, trust_env=False).status_code == httpx.codes.OK
 

@@ -47,7 +47,8 @@ class Command(BaseCommand):
         if not provider:
             ask = demo.Ask(options["model"] or "motion")
             needed = environment_for(ask.model)
-            if needed and demo.running(home):
+            url = demo.running(home)
+            if needed and url and not demo.serves(url, ask.model):
                 raise demo.DemoFailed(
                     f"stop the running stack first: it has no worker of {ask.model}"
                 )

@@ -198,3 +198,5 @@ def test_pages_nobody_wrote_are_not_remembered() -> None:
 def test_what_people_type_leads_to_the_page_they_mean(typed: str, meant: str) -> None:
     answer = Client().get(typed)
     assert (answer.status_code, answer["Location"]) == (302, meant)
+    posted = Client(enforce_csrf_checks=True).post(typed)
+    assert posted.status_code == 405
