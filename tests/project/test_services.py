@@ -60,7 +60,7 @@ def embedded_for(
         env=given | {"ZOETROPE_HOME": str(home)} | env,
         stderr=subprocess.DEVNULL,
     )
-    wait_until((home / f"{ready}.ready").exists, seconds=30, what=ready)
+    wait_until((home / f"{ready}.ready").exists, seconds=90, what=ready)
     return host
 
 
