@@ -266,11 +266,13 @@ def test_a_worker_that_hangs_loses_its_job_and_ends_itself(
 
 def test_the_job_of_a_frozen_worker_can_be_canceled(live_stack: LiveStack) -> None:
     with live_stack.client(live_stack.key()) as client:
-        job = create(client, **LONG)
+        job = create(client, **LONG | {"seconds": 15, "resolution": "720p"})
+        # In the midst of its pictures: no transaction of its is open then, whose locks
+        # would be frozen with it.
         wait_until(
-            lambda: client.get(f"/v1/jobs/{job}").json()["status"] == "running",
+            lambda: 0 < client.get(f"/v1/jobs/{job}").json()["progress"] < 0.7,
             seconds=30,
-            what="the job to run",
+            what="the job to be drawn",
         )
         frozen = live_stack.pid("worker-cpu")
         live_stack.kill("worker-cpu", signal.SIGSTOP)
