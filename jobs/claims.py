@@ -88,7 +88,6 @@ WITH closed AS (
       FROM jobs_job j
      WHERE a.job_id = %(job)s AND a.fence = %(fence)s AND a.ended_at IS NULL
        AND j.id = a.job_id
-       AND (NOT %(lost)s OR j.lease_until < statement_timestamp())
     RETURNING a.job_id, a.work_seconds
 )
 UPDATE jobs_job j SET work_seconds = j.work_seconds + closed.work_seconds
@@ -219,8 +218,8 @@ def close_attempt(
 
 
 def close_lost(job: Job) -> None:
-    """Close the attempt of a job whose lease ran out, if it was not renewed meanwhile."""
-    _close(job.pk, job.fence, "lost", is_lost=True)
+    """Close the attempt of a job whose lease ran out; the caller has locked its row."""
+    _close(job.pk, job.fence, "lost")
 
 
 def _close(
@@ -230,7 +229,6 @@ def _close(
     *,
     code: str = "",
     detail: str = "",
-    is_lost: bool = False,
 ) -> None:
     prepared.rows(
         _CLOSE,
@@ -240,7 +238,6 @@ def _close(
             "outcome": outcome,
             "code": code,
             "detail": detail[:10_000],
-            "lost": is_lost,
         },
     )
 

@@ -442,48 +442,46 @@ def deadline_exceeded() -> RenderError:
 def lose(job: Job) -> None:
     """Take a job whose lease ran out from its worker; counts as a try of the step.
 
-    One that is past its deadline ends: nobody else is to begin it again.
+    One that is past its deadline ends: nobody else is to begin it again. One that its
+    worker is just moving is left for the next look: it may only be slow to wake.
     """
-    job_id, fence = job.pk, job.fence
-    gone = {
-        "pk": job_id,
-        "fence": fence,
-        "status__in": _ACTIVE,
-        "lease_until__lt": Now(),
-    }
-    claims.close_lost(job)
+    gone = Job.objects.filter(
+        pk=job.pk, fence=job.fence, status__in=_ACTIVE, lease_until__lt=Now()
+    )
+    may_be_out = job.cancel_requested_at is None and _may_be_out(job)
+    with transaction.atomic():
+        # Locked before anything is written: of its attempt it would else be told that it
+        # was lost, and the worker's move would then succeed.
+        if not gone.select_for_update(no_key=True, skip_locked=True):
+            return
+        claims.close_lost(job)
+        if may_be_out:
+            # However often its worker died, and also while the provider takes no more.
+            put_in_doubt(job, "the worker went away before it knew the answer")
+        else:
+            Job.objects.filter(pk=job.pk).update(
+                lease_until=None, worker="", step_tries=F("step_tries") + 1
+            )
+    if not may_be_out:
+        _go_on_without(job)
+
+
+def _go_on_without(job: Job) -> None:
+    """Decide about a job that has just lost its worker."""
     if job.cancel_requested_at is not None:
-        if Job.objects.filter(**gone).update(lease_until=None, worker=""):
-            cancel_now(job_id)
-        return
-    if _may_be_out(job):
-        # However often its worker died, and also while the provider takes no more.
-        put_in_doubt(job, "the worker went away before it knew the answer")
-        return
-    late = Job.objects.filter(**gone, end_by__lt=Now())
-    if late.update(lease_until=None, worker=""):
-        end(job_id, deadline_exceeded())
-        return
-    if job.step_tries + 1 >= settings.STEP_TRIES:
-        if Job.objects.filter(**gone).update(lease_until=None, worker=""):
-            _end_lost(job)
-        return
-    moved = Job.objects.filter(**gone).update(
-        lease_until=None, worker="", step_tries=F("step_tries") + 1
-    )
-    if moved:
+        cancel_now(job.pk)
+    elif Job.objects.filter(pk=job.pk, end_by__lt=Now()).exists():
+        end(job.pk, deadline_exceeded(), fence=job.fence)
+    elif job.step_tries + 1 < settings.STEP_TRIES:
         bells.ring(job.queue)
-
-
-def _end_lost(job: Job) -> None:
-    error = RenderError(
-        f"lost its worker {job.step_tries + 1} times",
-        code="worker_lost",
-        public="The machines making the video went away repeatedly.",
-    )
-    if job.step == Step.GENERATE and reroute_waiting(job, error):
-        return
-    end(job.pk, error)
+    else:
+        error = RenderError(
+            f"lost its worker {job.step_tries + 1} times",
+            code="worker_lost",
+            public="The machines making the video went away repeatedly.",
+        )
+        if job.step != Step.GENERATE or not reroute_waiting(job, error):
+            end(job.pk, error, fence=job.fence)
 
 
 # ------------------------------------------------------------------- refunding

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from django.db import DatabaseError, transaction
+from django.db import DatabaseError, connection, transaction
 from django.db.models.functions import Now
 
 from billing import ledger
@@ -178,6 +178,32 @@ def test_what_one_route_cannot_make_is_made_on_the_next_or_refunded(
     job.refresh_from_db()
     assert job.status == "failed"
     assert (available(alice), held(alice)) == (10_000, 0)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_worker_that_is_slow_in_the_midst_of_a_move_is_not_taken_for_lost(
+    alice: Account,
+) -> None:
+    """Frozen there, it holds the job's row; it may wake and succeed."""
+    job = make_job(alice, seconds=5)
+    prepared(job)
+    Job.objects.update(lease_until=Now() - timedelta(seconds=1))
+    worker = connection.copy()
+    try:
+        worker.set_autocommit(False)
+        with worker.cursor() as cursor:
+            cursor.execute(
+                "UPDATE jobs_job SET stage = 'moves' WHERE id = %s", [job.pk]
+            )
+        lifecycle.lose(Job.objects.get())  # does not wait for it either
+        assert [a.outcome for a in job.attempts.order_by("fence")] == ["ok", ""]
+        assert Job.objects.filter(lease_until__isnull=False, step_tries=0).exists()
+        worker.rollback()  # it did not wake: Postgres has ended its session
+    finally:
+        worker.close()
+    lifecycle.lose(Job.objects.get())
+    assert [a.outcome for a in job.attempts.order_by("fence")] == ["ok", "lost"]
+    assert Job.objects.filter(lease_until__isnull=True, step_tries=1).exists()
 
 
 def test_a_route_whose_workers_die_is_left_for_the_next(
