@@ -8,9 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from inference.media import provenance
+from inference.media.audio import RATE, read_track
 from inference.media.probe import probe
 from tests.stack import ROOT, LiveStack
 
@@ -49,7 +51,10 @@ def test_the_commands_without_a_stack_make_their_files(tmp_path: Path) -> None:
     assert probe(tmp_path / "rain.mp4").has_audio
     assert probe(tmp_path / "purr.mp4").has_audio
     assert not probe(tmp_path / "marked.mp4").has_audio
-    for name in ("4k", "shots", "marked", "purr"):
+    # The file's own tone, which rises from 440 Hz: of one second, bins are hertz.
+    heard = np.abs(np.fft.rfft(read_track(tmp_path / "song.mp4").samples[:RATE, 0]))
+    assert 430 < np.argmax(heard) < 500
+    for name in ("4k", "shots", "song", "marked", "purr"):
         found = provenance.read_manifest(tmp_path / f"{name}.mp4")
         assert found is not None
         assert found.valid
